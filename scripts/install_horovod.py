@@ -25,15 +25,23 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 VERSION = "0.28.1"
 CXX_STANDARD = 17
 BUILD_REQUIREMENTS = ["setuptools<81", "wheel", "packaging", "cmake>=3.18"]
 RUNTIME_REQUIREMENTS = ["cloudpickle", "psutil", "pyyaml", "packaging", "cffi>=1.4.0", "numpy"]
-COMPILER_VARIABLES = ("CXX", "CXXFLAGS", "LDFLAGS", "HOROVOD_CUDA_HOME", "HOROVOD_NCCL_HOME", "HOROVOD_BUILD_CUDA_CC_LIST")
+COMPILER_VARIABLES = (
+    "CXX",
+    "CXXFLAGS",
+    "LDFLAGS",
+    "HOROVOD_CUDA_HOME",
+    "HOROVOD_NCCL_HOME",
+    "HOROVOD_BUILD_CUDA_CC_LIST",
+)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     sys.exit(f"install_horovod: {message}")
 
 
@@ -68,8 +76,11 @@ def torch_facts() -> dict[str, str | None]:
     )
     finished = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
     if finished.returncode:
-        fail(f"PyTorch cannot be imported by {sys.executable}; install it first (pip install torch).\n{finished.stderr}")
-    return json.loads(finished.stdout.splitlines()[-1])
+        fail(
+            f"PyTorch cannot be imported by {sys.executable}; install it first (pip install torch).\n{finished.stderr}"
+        )
+    facts: dict[str, str | None] = json.loads(finished.stdout.splitlines()[-1])
+    return facts
 
 
 def nccl_folder() -> Path | None:
@@ -97,6 +108,18 @@ def cuda_home() -> Path | None:
     dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
     root = re.search(r"#\$ TOP=(.*)", dry_run.stderr)
     return Path(root.group(1).strip()).resolve() if root else Path(nvcc).resolve().parent.parent
+
+
+def use_nccl(cuda: str | None, toolkit: Path | None, nccl: Path | None) -> bool:
+    """Whether to build with NCCL when nothing is said: a CUDA wheel of torch is often met where no nvcc is."""
+    lacking = [*([] if toolkit else ["CUDA toolkit"]), *([] if nccl else ["nccl.h"])]
+    if cuda and lacking:
+        print(
+            f"torch is a CUDA build, but no {' and no '.join(lacking)} was found: Horovod is built with Gloo alone. "
+            "Put nvcc on PATH (or set HOROVOD_CUDA_HOME, HOROVOD_NCCL_HOME) and give --nccl for GPU operations.",
+            flush=True,
+        )
+    return cuda is not None and not lacking
 
 
 def nccl_environment(scratch: Path) -> dict[str, str]:
@@ -169,10 +192,14 @@ def cache_key(arguments: argparse.Namespace, torch: dict[str, str | None]) -> st
 
 def raise_standard(source: Path) -> None:
     """Set the C++ and CUDA standards of the unpacked source package, and leave debug symbols out of its build."""
-    for file in (source / "CMakeLists.txt", source / "horovod/torch/CMakeLists.txt", source / "horovod/common/ops/cuda/CMakeLists.txt"):
+    for file in (
+        source / "CMakeLists.txt",
+        source / "horovod/torch/CMakeLists.txt",
+        source / "horovod/common/ops/cuda/CMakeLists.txt",
+    ):
         text = file.read_text()
         text = re.sub(r"(CMAKE_(?:CXX|CUDA)_STANDARD) 1[14]\b", rf"\1 {CXX_STANDARD}", text)
-        file.write_text(text.replace("-std=c++11\")", f"-std=c++{CXX_STANDARD}\")"))
+        file.write_text(text.replace('-std=c++11")', f'-std=c++{CXX_STANDARD}")'))
     setup = source / "setup.py"
     setup.write_text(setup.read_text().replace("RelWithDebInfo", "Release"))
 
@@ -182,8 +209,8 @@ def build_wheel(arguments: argparse.Namespace, into: Path) -> Path:
         scratch = Path(folder)
         pip("install", "--quiet", *BUILD_REQUIREMENTS)
         env = build_environment(arguments, scratch)
-        pip("download", "--quiet", "--no-deps", "--no-binary", "horovod", "--no-build-isolation",
-            "--dest", folder, f"horovod=={VERSION}", env=env)  # fmt: skip
+        source_only = ["--no-deps", "--no-binary", "horovod", "--no-build-isolation"]
+        pip("download", "--quiet", *source_only, "--dest", folder, f"horovod=={VERSION}", env=env)
         shutil.unpack_archive(str(scratch / f"horovod-{VERSION}.tar.gz"), folder)
         source = scratch / f"horovod-{VERSION}"
         raise_standard(source)
@@ -193,6 +220,16 @@ def build_wheel(arguments: argparse.Namespace, into: Path) -> Path:
         staged = into / f".{built.name}.{os.getpid()}"
         shutil.copy(built, staged)
         return staged.rename(into / built.name)
+
+
+def is_installed(wheel: Path) -> bool:
+    """Whether this very wheel is in place already (pip notes its hash): others may be running from it."""
+    record = next(Path(sysconfig.get_paths()["platlib"]).glob(f"horovod-{VERSION}.dist-info/direct_url.json"), None)
+    if record is None:
+        return False
+    origin: dict[str, Any] = json.loads(record.read_text())
+    noted = origin.get("archive_info", {}).get("hash")
+    return bool(noted == "sha256=" + hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
 def check_build(nccl: bool) -> None:
@@ -205,18 +242,19 @@ def check_build(nccl: bool) -> None:
     expected = ["PyTorch", "Gloo", *(["NCCL"] if nccl else [])]
     absent = [name for name in expected if f"[X] {name}" not in checked.stdout]
     if checked.returncode or absent:
-        fail(f"`horovodrun --check-build` lacks {', '.join(absent) or 'nothing'} but failed:\n{checked.stdout}{checked.stderr}")
+        said = f"says no {', '.join(absent)}" if absent else f"ended with exit code {checked.returncode}"
+        fail(f"`horovodrun --check-build` {said}:\n{checked.stdout}{checked.stderr}")
     print(checked.stdout.strip())
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nccl", action=argparse.BooleanOptionalAction, default=None,
-                        help="GPU operations over NCCL (default: exactly when PyTorch is a CUDA build)")  # fmt: skip
+    nccl_help = "GPU operations over NCCL (default: when PyTorch is a CUDA build and a toolkit is found)"
+    parser.add_argument("--nccl", action=argparse.BooleanOptionalAction, default=None, help=nccl_help)
     parser.add_argument("--mpi", action="store_true", help="also build the MPI controller (needs mpicxx on PATH)")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER",
-                        default=Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "grawa_hvd", "wheels"),
-                        help="where built wheels are kept (default: %(default)s)")  # fmt: skip
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "grawa_hvd", "wheels")
+    cache_help = "where built wheels are kept (default: %(default)s)"
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", default=cache, help=cache_help)
     parser.add_argument("--rebuild", action="store_true", help="build even if the cache has a wheel")
     parser.add_argument("--wheel-only", metavar="FOLDER", type=Path, help="put the wheel in FOLDER, install nothing")
     return parser.parse_args()
@@ -231,13 +269,16 @@ def main() -> None:
         fail("--mpi: mpicxx is not on PATH (Debian/Ubuntu: apt-get install libopenmpi-dev)")
     torch = torch_facts()
     if arguments.nccl is None:
-        arguments.nccl = torch["cuda"] is not None
+        arguments.nccl = use_nccl(torch["cuda"], cuda_home(), nccl_folder())
 
     folder = arguments.cache / cache_key(arguments, torch)
     wheel = next(iter(folder.glob("horovod-*.whl")), None)
     if wheel is None or arguments.rebuild:
         transports = "Gloo" + (" + NCCL" if arguments.nccl else "") + (" + MPI" if arguments.mpi else "")
-        print(f"Building Horovod {VERSION} ({transports}) for torch {torch['version']}: one to two minutes ...", flush=True)
+        print(
+            f"Building Horovod {VERSION} ({transports}) for torch {torch['version']}: one to two minutes ...",
+            flush=True,
+        )
         start = time.monotonic()
         wheel = build_wheel(arguments, folder)
         print(f"Built {wheel.name} in {time.monotonic() - start:.0f} s.", flush=True)
@@ -249,7 +290,8 @@ def main() -> None:
         print(shutil.copy(wheel, arguments.wheel_only))
         return
     pip("install", "--quiet", *RUNTIME_REQUIREMENTS)
-    pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
+    if not is_installed(wheel):
+        pip("install", "--quiet", "--no-deps", "--force-reinstall", str(wheel))
     check_build(arguments.nccl)
 
 

@@ -1,0 +1,47 @@
+# `make` lists the targets. The set-up is done once and checked in a fraction of a second after that.
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+BIN := $(VENV)/bin
+SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH)) --extras
+CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+NP ?= 2 4
+ARGS ?=
+
+.PHONY: help demo test lint format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## train on handwritten digits with 4 workers; ARGS="..." goes to examples/digits.py
+	@$(SETUP) examples
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 \
+	  $(BIN)/horovodrun -np 4 -H localhost:4 $(BIN)/python examples/digits.py $(ARGS)
+
+test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
+	@$(SETUP) test examples
+	failed=0; \
+	timeout 600 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
+	timeout 900 $(BIN)/python tests/parallel/run.py -np $(NP) $(ARGS) || failed=1; \
+	exit $$failed
+
+lint: ## ruff, mypy and clang-format, changing nothing
+	@$(SETUP) lint
+	failed=0; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/ruff format --check . || failed=1; \
+	timeout 300 $(BIN)/mypy --strict -p grawa_hvd || failed=1; \
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) || failed=1; \
+	exit $$failed
+
+format: ## ruff and clang-format, in place
+	@$(SETUP) lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
+
+clean: ## remove the environments and all that was built
+	rm -rf .venv .venv-torch-* build dist ./*.egg-info grawa_hvd/_C*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

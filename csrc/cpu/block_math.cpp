@@ -1,0 +1,148 @@
+#include "cpu/block_math.h"
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+// Clones need ifunc, and a sanitizer runs before the resolvers may.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define GRAWA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define GRAWA_CLONES
+#endif
+// Without it the templates would be compiled once, for the oldest processor, and called from every clone.
+#define GRAWA_INLINE inline __attribute__((always_inline))
+
+namespace grawa::cpu {
+namespace {
+
+// Operands may be the same memory, element for element: a dependence that the compiler would otherwise test for, and
+// answer with a scalar loop.
+template <typename Out, typename Element>
+GRAWA_INLINE void map(Out* out, int64_t size, Element element) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) out[i] = element(i);
+}
+
+template <typename To, typename From>
+GRAWA_INLINE void convert_loop(To* to, const From* from, int64_t size) {
+  if constexpr (std::is_same_v<To, From>) {
+    std::memcpy(to, from, size * sizeof(To));
+  } else if constexpr (std::is_same_v<To, double> || std::is_same_v<From, double>) {
+    // Rounding a double to float and then to half rounds twice, as torch's own conversion does.
+    map(to, size, [=](int64_t i) { return static_cast<To>(from[i]); });
+  } else {
+    map(to, size, [=](int64_t i) { return static_cast<To>(static_cast<float>(from[i])); });
+  }
+}
+
+template <typename To>
+GRAWA_INLINE void convert_to(To* to, const void* from, at::ScalarType from_dtype, int64_t size) {
+  switch (from_dtype) {
+    case at::kHalf:
+      return convert_loop(to, static_cast<const c10::Half*>(from), size);
+    case at::kBFloat16:
+      return convert_loop(to, static_cast<const c10::BFloat16*>(from), size);
+    case at::kFloat:
+      return convert_loop(to, static_cast<const float*>(from), size);
+    default:
+      return convert_loop(to, static_cast<const double*>(from), size);
+  }
+}
+
+// One running sum would wait for each addition to finish before it starts the next.
+template <typename Value>
+GRAWA_INLINE double sum_of(int64_t size, Value value) {
+  constexpr int64_t kVector = 8;
+  constexpr int64_t kVectors = 4;
+  constexpr int64_t kLanes = kVector * kVectors;
+  typedef double Vector __attribute__((vector_size(kVector * sizeof(double))));
+  Vector sums[kVectors] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      Vector values;
+      for (int64_t lane = 0; lane < kVector; ++lane) values[lane] = value(i + v * kVector + lane);
+      sums[v] += values;
+    }
+  }
+  const Vector total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  double sum = 0;
+  for (int64_t lane = 0; lane < kVector; ++lane) sum += total[lane];
+  for (; i < size; ++i) sum += value(i);
+  return sum;
+}
+
+GRAWA_INLINE double square(double x) { return x * x; }
+
+}  // namespace
+
+GRAWA_CLONES void convert(void* to, at::ScalarType to_dtype, const void* from, at::ScalarType from_dtype,
+                          int64_t size) {
+  switch (to_dtype) {
+    case at::kHalf:
+      return convert_to(static_cast<c10::Half*>(to), from, from_dtype, size);
+    case at::kBFloat16:
+      return convert_to(static_cast<c10::BFloat16*>(to), from, from_dtype, size);
+    case at::kFloat:
+      return convert_to(static_cast<float*>(to), from, from_dtype, size);
+    default:
+      return convert_to(static_cast<double*>(to), from, from_dtype, size);
+  }
+}
+
+GRAWA_CLONES double sum_squares(const float* x, int64_t size) {
+  return sum_of(size, [=](int64_t i) { return square(x[i]); });
+}
+
+GRAWA_CLONES double sum_squares(const double* x, int64_t size) {
+  return sum_of(size, [=](int64_t i) { return square(x[i]); });
+}
+
+GRAWA_CLONES double sum_squared_differences(const float* x, const float* y, int64_t size) {
+  return sum_of(size, [=](int64_t i) { return square(static_cast<double>(x[i]) - static_cast<double>(y[i])); });
+}
+
+double max_magnitude(const double* x, int64_t size) {
+  double result = 0;
+  for (int64_t i = 0; i < size; ++i) result = std::fmax(result, std::fabs(x[i]));
+  return result;
+}
+
+double sum_scaled_squares(const double* x, double scale, int64_t size) {
+  return sum_of(size, [=](int64_t i) { return square(x[i] / scale); });
+}
+
+GRAWA_CLONES void scale(float* out, const float* x, float weight, int64_t size) {
+  map(out, size, [=](int64_t i) { return weight * x[i]; });
+}
+
+GRAWA_CLONES void scale(double* out, const double* x, double weight, int64_t size) {
+  map(out, size, [=](int64_t i) { return weight * x[i]; });
+}
+
+GRAWA_CLONES void scale_difference(float* out, const float* x, const float* base, float weight, int64_t size) {
+  map(out, size, [=](int64_t i) { return weight * (x[i] - base[i]); });
+}
+
+GRAWA_CLONES void scale_difference(double* out, const double* x, const double* base, double weight, int64_t size) {
+  map(out, size, [=](int64_t i) { return weight * (x[i] - base[i]); });
+}
+
+GRAWA_CLONES void subtract(double* out, const double* x, const double* y, int64_t size) {
+  map(out, size, [=](int64_t i) { return x[i] - y[i]; });
+}
+
+GRAWA_CLONES void move_toward(float* out, const float* x, const float* center, float pull, int64_t size) {
+  map(out, size, [=](int64_t i) { return x[i] + pull * (center[i] - x[i]); });
+}
+
+GRAWA_CLONES void move_toward(double* out, const double* x, const double* center, double pull, int64_t size) {
+  map(out, size, [=](int64_t i) { return x[i] + pull * (center[i] - x[i]); });
+}
+
+}  // namespace grawa::cpu

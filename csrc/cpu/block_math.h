@@ -1,0 +1,53 @@
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "span.h"
+
+// Loops over one block of elements, compiled for several instruction sets and chosen when the library loads. Other
+// types than the arithmetic type (float, or double when a float64 takes part) go through a scratch of one block.
+namespace grawa::cpu {
+
+constexpr int64_t kBlock = 1024;  // float scratches of three operands stay in the first-level cache
+
+void convert(void* to, at::ScalarType to_dtype, const void* from, at::ScalarType from_dtype, int64_t size);
+
+// Squares are added up in double whatever the type.
+double sum_squares(const float* x, int64_t size);
+double sum_squares(const double* x, int64_t size);
+double sum_squared_differences(const float* x, const float* y, int64_t size);
+
+double max_magnitude(const double* x, int64_t size);  // NaN is ignored
+double sum_scaled_squares(const double* x, double scale, int64_t size);
+
+// out may be any of the operands.
+void scale(float* out, const float* x, float weight, int64_t size);
+void scale(double* out, const double* x, double weight, int64_t size);
+void scale_difference(float* out, const float* x, const float* base, float weight, int64_t size);
+void scale_difference(double* out, const double* x, const double* base, double weight, int64_t size);
+void subtract(double* out, const double* x, const double* y, int64_t size);
+void move_toward(float* out, const float* x, const float* center, float pull, int64_t size);
+void move_toward(double* out, const double* x, const double* center, double pull, int64_t size);
+
+inline void* at_element(const Span& span, int64_t element) {
+  return static_cast<char*>(span.data) + element * static_cast<int64_t>(c10::elementSize(span.dtype));
+}
+
+template <typename Arithmetic>
+bool is_type(const Span& span) {
+  return span.dtype == c10::CppTypeToScalarType<Arithmetic>::value;
+}
+
+// The elements from `begin` in the arithmetic type: in place where they are of that type, else in the scratch.
+template <typename Arithmetic>
+const Arithmetic* load(const Span& span, int64_t begin, int64_t size, Arithmetic* scratch) {
+  const void* data = at_element(span, begin);
+  if (is_type<Arithmetic>(span)) return static_cast<const Arithmetic*>(data);
+  convert(scratch, c10::CppTypeToScalarType<Arithmetic>::value, data, span.dtype, size);
+  return scratch;
+}
+
+}  // namespace grawa::cpu

@@ -1,0 +1,88 @@
+#include <torch/library.h>
+
+#include <cstring>
+
+#include "checks.h"
+#include "cpu/block_math.h"
+#include "cpu/kernels.h"
+
+namespace grawa::cpu {
+namespace {
+
+template <typename Arithmetic>
+void pack_chunk(const Span& x, int64_t begin, const Span& base, const Span& out, int64_t out_begin, double weight,
+                int64_t size) {
+  Arithmetic x_scratch[kBlock], base_scratch[kBlock];
+  const Arithmetic factor = static_cast<Arithmetic>(weight);
+  for (int64_t i = 0; i < size; i += kBlock) {
+    const int64_t n = std::min(kBlock, size - i);
+    const Arithmetic* values = load(x, begin + i, n, x_scratch);
+    void* place = at_element(out, out_begin + i);
+    Arithmetic* result = is_type<Arithmetic>(out) ? static_cast<Arithmetic*>(place) : x_scratch;
+    if (base.data == nullptr) {
+      scale(result, values, factor, n);
+    } else {
+      scale_difference(result, values, load(base, out_begin + i, n, base_scratch), factor, n);
+    }
+    if (!is_type<Arithmetic>(out)) convert(place, out.dtype, result, c10::CppTypeToScalarType<Arithmetic>::value, n);
+  }
+}
+
+void pack_any(const Span& x, int64_t begin, const Span& base, const Span& out, int64_t out_begin, double weight,
+              int64_t size) {
+  if (weight == 0) {  // not a product: 0 · NaN would carry a diverged worker's parameters to all others
+    std::memset(at_element(out, out_begin), 0, size * c10::elementSize(out.dtype));
+  } else if (weight == 1 && base.data == nullptr) {
+    convert(at_element(out, out_begin), out.dtype, at_element(x, begin), x.dtype, size);
+  } else if (is_type<double>(x) || is_type<double>(out)) {
+    pack_chunk<double>(x, begin, base, out, out_begin, weight, size);
+  } else {
+    pack_chunk<float>(x, begin, base, out, out_begin, weight, size);
+  }
+}
+
+}  // namespace
+
+void pack(const ChunkMap& chunks, Workspace& work, const at::Tensor& weights, const at::Tensor& out,
+          const OptionalTensor& base) {
+  check_per_layer(weights, "weights", chunks.layers(), at::kCPU);
+  check_flat(out, "out", chunks.numel(), at::kCPU);
+  const Span out_span = write_span(out);
+  Span base_span;
+  if (base.has_value()) {
+    check_flat(*base, "base", chunks.numel(), at::kCPU);
+    TORCH_CHECK(base->scalar_type() == out.scalar_type(), "base has dtype ", base->scalar_type(), ": that of out, ",
+                out.scalar_type(), ", is needed");
+    base_span = read_span(*base);
+    TORCH_CHECK(base_span.data == out_span.data || !overlap(base_span, chunks.numel(), out_span, chunks.numel()),
+                "base shares part of its memory with out: the same memory or separate memory is needed");
+  }
+  for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
+    TORCH_CHECK(!overlap(work.spans[layer], chunks.numel(layer), out_span, chunks.numel()),
+                "out shares memory with tensors[", layer, "]: separate memory is needed");
+  }
+  read_scalars(weights, work.scalars);
+  chunks.for_each([&](int64_t, const Chunk& chunk) {
+    pack_any(work.spans[chunk.layer], chunk.begin, base_span, out_span, chunks.offset(chunk.layer) + chunk.begin,
+             work.scalars[chunk.layer], chunk.size);
+  });
+  mark_written(out);
+}
+
+namespace {
+
+void pack_cpu(at::TensorList tensors, const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base) {
+  Workspace work;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_list_entry(tensors[i], "tensors", i, at::kCPU);
+    check_strided(tensors[i], "tensors", i);
+    work.spans.push_back(span_of(tensors[i], Access::kRead, work));
+  }
+  pack(ChunkMap(numels_of(tensors)), work, weights, out, base);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("pack", pack_cpu); }
+
+}  // namespace grawa::cpu

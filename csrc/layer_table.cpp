@@ -1,0 +1,142 @@
+#include "layer_table.h"
+
+#include <ATen/Functions.h>
+
+#include "checks.h"
+
+namespace grawa {
+namespace {
+
+std::vector<int64_t> default_strides(const at::Tensor& param) {
+  if (is_dense(param)) return param.strides().vec();
+  std::vector<int64_t> strides(param.dim());
+  int64_t stride = 1;
+  for (int64_t dim = param.dim() - 1; dim >= 0; --dim) {
+    strides[dim] = stride;
+    stride *= param.size(dim);
+  }
+  return strides;
+}
+
+// The stride of a dimension of one element places nothing, and conversions change it at will.
+bool in_wire_order(const at::Tensor& param, const std::vector<int64_t>& strides) {
+  if (param.is_neg()) return false;
+  if (param.strides() == strides) return true;
+  for (int64_t dim = 0; dim < param.dim(); ++dim) {
+    if (param.size(dim) != 1 && param.stride(dim) != strides[dim]) return false;
+  }
+  return true;
+}
+
+void check_params(const std::vector<at::Tensor>& params) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    check_strided(params[i], "params", i);
+    check_list_entry(params[i], "params", i, at::kCPU);
+    check_writable(params[i], "params", i);
+  }
+}
+
+}  // namespace
+
+LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
+    : chunks_((check_params(params), cpu::numels_of(params))), has_grad_(params.size()) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    const at::Tensor& param = params[i];
+    layers_.push_back(
+        {param, param.sizes().vec(), wire_strides.has_value() ? wire_strides->at(i) : default_strides(param)});
+  }
+  work_.spans.resize(layers_.size());
+  work_.partials.reserve(chunks_.chunks());
+  work_.scalars.reserve(layers_.size());
+}
+
+bool LayerTable::on_cpu() const {
+  return std::all_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.param.is_cpu(); });
+}
+
+at::ScalarType LayerTable::norm_dtype() const {
+  for (const Layer& layer : layers_) {
+    if (layer.param.scalar_type() == at::kDouble) return at::kDouble;
+  }
+  return at::kFloat;
+}
+
+void LayerTable::gather_params(cpu::Access access) {
+  work_.copies.clear();
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    const at::Tensor& param = layer.param;
+    check_list_entry(param, "params", i, at::kCPU);
+    TORCH_CHECK(param.sizes() == layer.sizes, "params[", i, "] has changed its shape from ",
+                at::IntArrayRef(layer.sizes), " to ", param.sizes(), ": build a new LayerTable");
+    if (in_wire_order(param, layer.strides)) {
+      work_.spans[i] = access == cpu::Access::kRead ? read_span(param) : write_span(param);
+    } else {
+      if (access == cpu::Access::kWrite) check_writable(param, "params", i);
+      work_.spans[i] = cpu::copy_span(param, layer.strides, work_);
+    }
+  }
+}
+
+at::Tensor LayerTable::grad_norms() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!grad_norms_.defined() || grad_norms_.scalar_type() != norm_dtype()) {
+    grad_norms_ = at::empty({static_cast<int64_t>(layers_.size())}, norm_dtype());
+  }
+  work_.copies.clear();
+  bool has_sparse = false;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const at::Tensor& grad = layers_[i].param.grad();
+    has_grad_[i] = grad.defined();
+    work_.spans[i] = Span();
+    if (!grad.defined()) continue;
+    check_list_entry(grad, "grads", i, at::kCPU);
+    if (grad.is_sparse()) {
+      has_sparse = true;
+      continue;
+    }
+    check_strided(grad, "grads", i);
+    TORCH_CHECK(grad.numel() == chunks_.numel(i), "grads[", i, "] has ", grad.numel(), " elements: those of params[", i,
+                "], ", chunks_.numel(i), ", are needed");
+    work_.spans[i] = cpu::span_of(grad, cpu::Access::kRead, work_);
+  }
+  cpu::layer_norms(chunks_, work_, grad_norms_);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, -1);
+  }
+  if (has_sparse) {
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      const at::Tensor& grad = layers_[i].param.grad();
+      if (grad.defined() && grad.is_sparse()) cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
+    }
+  }
+  mark_written(grad_norms_);
+  work_.copies.clear();
+  return grad_norms_;
+}
+
+at::Tensor LayerTable::norms() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  gather_params(cpu::Access::kRead);
+  const at::Tensor norms = at::empty({static_cast<int64_t>(layers_.size())}, norm_dtype());
+  cpu::layer_norms(chunks_, work_, norms);
+  work_.copies.clear();
+  return norms;
+}
+
+void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const cpu::OptionalTensor& base) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  gather_params(cpu::Access::kRead);
+  cpu::pack(chunks_, work_, weights, out, base);
+  work_.copies.clear();
+}
+
+void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const cpu::OptionalTensor& distances) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  gather_params(cpu::Access::kWrite);
+  cpu::blend(chunks_, work_, center, pull, distances);
+  cpu::return_copies(work_);
+  for (const Layer& layer : layers_) mark_written(layer.param);
+}
+
+}  // namespace grawa

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "chunks.h"
+#include "cpu/kernels.h"
+
+namespace grawa {
+
+// A fixed list of parameters on the CPU, and what the operators would find out about it at every call. The order of a
+// layer's elements on the wire is that of its memory at construction, and stays so wherever its memory goes later.
+class LayerTable {
+ public:
+  // Wire strides given, for a list that was on another device: one list per parameter, of a dense layout.
+  explicit LayerTable(std::vector<at::Tensor> params,
+                      std::optional<std::vector<std::vector<int64_t>>> wire_strides = std::nullopt);
+
+  // False after the parameters went to another device: the other calls then raise.
+  bool on_cpu() const;
+
+  // The same tensor at each call, overwritten; -1 where there is no gradient.
+  at::Tensor grad_norms();
+  at::Tensor norms();
+  void pack(const at::Tensor& weights, const at::Tensor& out, const cpu::OptionalTensor& base);
+  void blend_(const at::Tensor& center, const at::Tensor& pull, const cpu::OptionalTensor& distances);
+  int64_t numel() const { return chunks_.numel(); }
+
+ private:
+  struct Layer {
+    at::Tensor param;
+    std::vector<int64_t> sizes;
+    std::vector<int64_t> strides;  // on the wire
+  };
+
+  void gather_params(cpu::Access access);
+  at::ScalarType norm_dtype() const;
+
+  std::vector<Layer> layers_;
+  ChunkMap chunks_;
+  cpu::Workspace work_;
+  std::vector<bool> has_grad_;
+  at::Tensor grad_norms_;
+  std::mutex mutex_;  // calls run without the GIL, and share the workspace
+};
+
+}  // namespace grawa

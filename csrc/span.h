@@ -1,0 +1,45 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+
+namespace grawa {
+
+// The elements of one layer, or of a flat buffer, in memory order.
+struct Span {
+  void* data = nullptr;
+  at::ScalarType dtype = at::kFloat;
+};
+
+// A sum of squares that holds values whose squares a double cannot: scale² · sum.
+struct Partial {
+  double scale = 1;
+  double sum = 0;
+};
+
+inline Span read_span(const at::Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.scalar_type()};
+}
+
+inline Span write_span(const at::Tensor& tensor) { return {tensor.mutable_data_ptr(), tensor.scalar_type()}; }
+
+inline bool overlap(const Span& a, int64_t a_numel, const Span& b, int64_t b_numel) {
+  if (a_numel == 0 || b_numel == 0) return false;
+  const auto begin = [](const Span& span) { return static_cast<const char*>(span.data); };
+  const auto end = [&](const Span& span, int64_t numel) {
+    return begin(span) + numel * static_cast<int64_t>(c10::elementSize(span.dtype));
+  };
+  return begin(a) < end(b, b_numel) && begin(b) < end(a, a_numel);
+}
+
+// Whether memory order is an order of the elements, so that no copy is needed.
+inline bool is_dense(const at::Tensor& tensor) { return tensor.is_non_overlapping_and_dense() && !tensor.is_neg(); }
+
+// Autograd cannot see writes through a pointer: it must be told, or a backward pass would silently use new values.
+inline void mark_written(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace grawa

@@ -1,0 +1,157 @@
+"""Averaging policies: from what the workers observed to the weights of their average. Pure functions of tensors.
+
+A policy says how workers are scored and what weight a score earns. To write one, derive from `Averaging`, override
+`scores` (and `weights`, where inverse proportionality is not what is wanted), and pass it as `averaging=`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from grawa_hvd.errors import AllWorkersDivergedError
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the workers tell each other at a round; M workers, L layers, all float64 on the model's device.
+
+    Attributes:
+        norms: estimated gradient norms ê, [M, L]; 0 where a layer had no gradient; zeros throughout for a policy
+            that does not use gradients.
+        losses: mean loss that each worker reported since the last round, [M]; NaN where none was reported.
+        accuracies: likewise the mean accuracy, [M].
+        samples: likewise the number of samples processed, [M].
+    """
+
+    norms: Tensor
+    losses: Tensor
+    accuracies: Tensor
+    samples: Tensor
+
+
+def inverse_norm_weights(scores: Tensor) -> Tensor:
+    """Weights of a GRAWA average: inversely proportional to the scores, columns summing to 1 (paper, eqs. 2, 4, 7).
+
+    Args:
+        scores: non-negative gradient-norm scores, shape [workers, layers]. Rows with NaN or Inf get weight 0.
+
+    Returns:
+        Weights of the same shape and device. Zero scores get weight 0, unless a whole column is zero: 1/workers.
+
+    Raises:
+        AllWorkersDivergedError: if no worker has a finite score.
+    """
+    usable = scores.isfinite().all(dim=1, keepdim=True)
+    if not usable.any():
+        raise AllWorkersDivergedError(
+            f"none of the {scores.size(0)} workers has finite gradient norms and parameters: training has diverged"
+        )
+    informative = usable & (scores > 0)
+    # smallest / score lies in [0, 1] whatever the scale of the scores: 1 / score would over- or underflow.
+    smallest = torch.where(informative, scores, torch.inf).amin(dim=0)
+    inverse = torch.where(informative, smallest / scores, 0.0)
+    inverse = torch.where(informative.any(dim=0), inverse, usable.to(scores.dtype))
+    return inverse / inverse.sum(dim=0)
+
+
+def raise_to_floor(scores: Tensor, floor: float) -> Tensor:
+    """Raise each positive score to at least `floor` times its column's median, which bounds the ratio of weights.
+
+    Args:
+        scores: [workers, layers]; rows with NaN or Inf, and zeros, which carry no information, stay as they are.
+        floor: 0 (nothing changes) to 1.
+    """
+    if floor == 0:
+        return scores
+    informative = scores.isfinite().all(dim=1, keepdim=True) & (scores > 0)
+    median = torch.where(informative, scores, torch.nan).nanquantile(0.5, dim=0)
+    return torch.where(informative & (scores < floor * median), floor * median, scores)
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """A policy: scores from what was observed, weights from scores.
+
+    Args:
+        floor: each score counts as at least `floor` times its column's median; 0 (off) to 1.
+
+    Raises:
+        ValueError: if `floor` is outside its range.
+    """
+
+    uses_gradients: ClassVar[bool] = True
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
+
+    def scores(self, observed: Observed) -> Tensor:
+        """Non-negative scores, [M, L]: the smaller, the more weight."""
+        raise TypeError(f"{type(self).__name__} must override scores()")
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Weights β, [M, L], of the scores; columns sum to 1, and a row with NaN gets 0."""
+        return inverse_norm_weights(raise_to_floor(scores, self.floor))
+
+
+@dataclass(frozen=True)
+class GRAWA(Averaging):
+    """One weight a worker, from the norm of its whole gradient: s = sqrt(Σ_l ê²) (paper, section 4.3, eq. 2)."""
+
+    def scores(self, observed: Observed) -> Tensor:
+        """The norm over layers, computed relative to the largest so that squares cannot overflow."""
+        norms = observed.norms
+        largest = norms.amax(dim=1, keepdim=True)
+        scale = torch.where(largest > 0, largest, 1.0)
+        return ((norms / scale).square().sum(dim=1, keepdim=True).sqrt() * scale).expand_as(norms)
+
+
+@dataclass(frozen=True)
+class MGRAWA(Averaging):
+    """One weight a worker, from the sum of its layers' gradient norms: s = Σ_l ê (paper, section 5.1, eqs. 3, 4)."""
+
+    def scores(self, observed: Observed) -> Tensor:
+        """The sum over layers."""
+        return observed.norms.sum(dim=1, keepdim=True).expand_as(observed.norms)
+
+
+@dataclass(frozen=True)
+class LGRAWA(Averaging):
+    """A weight for each layer of each worker, from that layer's gradient norm: s = ê (paper, section 5.2, eqs. 5–7)."""
+
+    def scores(self, observed: Observed) -> Tensor:
+        """The norms themselves."""
+        return observed.norms
+
+
+@dataclass(frozen=True)
+class Uniform(Averaging):
+    """Equal weights, 1/M: periodic averaging; local SGD where `pull` is 1 (Stich, ICLR 2019)."""
+
+    uses_gradients: ClassVar[bool] = False
+
+    def scores(self, observed: Observed) -> Tensor:
+        """All ones."""
+        return torch.ones_like(observed.norms)
+
+
+POLICIES: dict[str, type[Averaging]] = {"grawa": GRAWA, "mgrawa": MGRAWA, "lgrawa": LGRAWA, "uniform": Uniform}
+
+
+def policy(averaging: str | Averaging) -> Averaging:
+    """The policy that `averaging=` names, or is.
+
+    Raises:
+        ValueError: for an unknown name or another type.
+    """
+    if isinstance(averaging, Averaging):
+        return averaging
+    if isinstance(averaging, str) and averaging in POLICIES:
+        return POLICIES[averaging]()
+    allowed = ", ".join(repr(name) for name in POLICIES)
+    raise ValueError(f"averaging must be one of {allowed}, or a policy from grawa_hvd.averaging, but is {averaging!r}")

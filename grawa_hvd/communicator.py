@@ -1,0 +1,156 @@
+"""The collectives of a round, over Horovod; the only file that imports it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any, Protocol
+
+import horovod.torch as hvd
+import torch
+from horovod.common.exceptions import HorovodInternalError
+from torch import Tensor
+
+Average = hvd.Average
+Compression = hvd.Compression
+ProcessSet = hvd.ProcessSet
+global_process_set = hvd.global_process_set
+
+# A bfloat16 buffer, which Horovod refuses, travels as float32 in this many pieces: one piece is 5% of the buffer.
+BFLOAT16_PIECES = 40
+SMALLEST_PIECE = 2**16
+
+_instances: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+
+
+class MismatchedRowsError(Exception):
+    """Ranks handed rows of different length to `Communicator.gather`; raised on all of them."""
+
+
+class Sum(Protocol):
+    """A sum over ranks under way."""
+
+    bytes: int
+
+    def wait(self) -> None:
+        """Block until the buffer holds the sum."""
+
+
+class Communicator:
+    """The workers of one optimizer: who they are, and the sums they make.
+
+    Args:
+        process_set: the Horovod processes that average with each other; the others train alone.
+        compression: a Horovod compressor: what a buffer is turned into while it travels.
+    """
+
+    def __init__(self, process_set: Any = global_process_set, compression: Any = Compression.none) -> None:
+        hvd.size()  # raises Horovod's own error where hvd.init() was forgotten
+        self._process_set = process_set
+        self._compression = compression
+        # Two optimizers in one process must not share collective names (horovod#2559).
+        self._prefix = f"grawa.{next(_instances[process_set.process_set_id])}"
+
+    @property
+    def active(self) -> bool:
+        """Whether this process has other workers to average with."""
+        return bool(self._process_set.included() and self.size > 1)
+
+    @property
+    def rank(self) -> int:
+        """This worker's row among the workers."""
+        return int(self._process_set.rank())
+
+    @property
+    def size(self) -> int:
+        """The number of workers, M."""
+        return int(self._process_set.size())
+
+    def gather(self, row: Tensor, what: str) -> Tensor:
+        """Every worker's row, [M, K], in order of rank; zeros for a rank that has joined (`hvd.join`).
+
+        While a rank has joined, Horovod can only allreduce: an allgather fails, and one that stands in Horovod's
+        response cache ends the whole job. Joining is a matter of the global process set alone, so rows there
+        travel as a sum of matrices in which each rank fills its own row, and by allgather elsewhere.
+
+        Args:
+            row: float64, [K], the same K on every rank.
+            what: the collective's name; the same on every rank.
+
+        Raises:
+            MismatchedRowsError: on every rank, if their rows differ in length.
+        """
+        name = f"{self._prefix}.{what}"
+        try:
+            if self._process_set.process_set_id != global_process_set.process_set_id:
+                gathered: Tensor = hvd.allgather(row[None], name=name, process_set=self._process_set)
+                return gathered
+            matrix = row.new_zeros(self.size, row.numel())
+            matrix[self.rank] = row
+            summed: Tensor = hvd.allreduce_(matrix, name=name, op=hvd.Sum, process_set=self._process_set)
+            return summed
+        except HorovodInternalError as error:
+            if "Mismatched" in str(error):
+                raise MismatchedRowsError(str(error)) from error
+            raise
+
+    def gather_bytes(self, payload: bytes, what: str) -> list[bytes]:
+        """Every worker's bytes, in order of rank; empty for a rank that has joined."""
+        lengths = self.gather(torch.tensor([len(payload)], dtype=torch.float64), f"{what}.lengths")
+        lengths = lengths.long().flatten()
+        row = torch.zeros(int(lengths.max()), dtype=torch.float64)
+        row[: len(payload)] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[: len(payload)]
+        rows = self.gather(row, f"{what}.bytes").to(torch.uint8)
+        return [bytes(rows[rank, :length].tolist()) for rank, length in enumerate(lengths.tolist())]
+
+    def sum_async_(self, buffer: Tensor, what: str, exact: bool = False) -> Sum:
+        """Start the sum of `buffer` over the workers, in place; a rank that has joined counts as zeros.
+
+        Args:
+            buffer: flat, of floating point.
+            what: the collective's name; the same on every rank.
+            exact: leave the user's compression out.
+        """
+        name = f"{self._prefix}.{what}"
+        if buffer.dtype == torch.bfloat16:
+            return _PiecewiseSum(buffer, name, self._process_set)
+        return _CompressedSum(buffer, name, self._process_set, Compression.none if exact else self._compression)
+
+
+class _CompressedSum:
+    def __init__(self, buffer: Tensor, name: str, process_set: Any, compression: Any) -> None:
+        self._buffer, self._compression = buffer, compression
+        self._wire, self._context = compression.compress(buffer)
+        self.bytes = self._wire.numel() * self._wire.element_size()
+        self._handle = hvd.allreduce_async_(self._wire, name=name, op=hvd.Sum, process_set=process_set)
+
+    def wait(self) -> None:
+        result = self._compression.decompress(hvd.synchronize(self._handle), self._context)
+        if result.data_ptr() != self._buffer.data_ptr():
+            self._buffer.copy_(result)
+
+
+class _PiecewiseSum:
+    """A bfloat16 sum: piece by piece through one small float32 buffer, so that memory stays that of the model."""
+
+    def __init__(self, buffer: Tensor, name: str, process_set: Any) -> None:
+        self._buffer, self._name, self._process_set = buffer, name, process_set
+        self.bytes = 4 * buffer.numel()
+
+    def wait(self) -> None:
+        size = max(SMALLEST_PIECE, -(-self._buffer.numel() // BFLOAT16_PIECES))
+        for index, piece in enumerate(self._buffer.split(size)):
+            name = f"{self._name}.{index}"
+            piece.copy_(hvd.allreduce_(piece.float(), name=name, op=hvd.Sum, process_set=self._process_set))
+
+
+def built_transports() -> dict[str, bool]:
+    """Which of Gloo, NCCL and MPI this Horovod was built with."""
+    return {"Gloo": bool(hvd.gloo_built()), "NCCL": bool(hvd.nccl_built()), "MPI": bool(hvd.mpi_built())}
+
+
+def horovod_version() -> str:
+    """Horovod's version."""
+    return metadata.version("horovod")

@@ -1,0 +1,9 @@
+"""Errors that every rank of a round raises together."""
+
+
+class AllWorkersDivergedError(RuntimeError):
+    """No worker of a round has finite gradient norms and parameters, so there is nothing to average."""
+
+
+class ScoresError(RuntimeError):
+    """The user's `scores` callable raised on another rank, so the round was abandoned on all of them."""

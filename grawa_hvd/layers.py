@@ -1,0 +1,236 @@
+"""A model's layers: their names and groups, and where each parameter lies in the flat buffers that travel."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd import ops
+
+Groups = int | list[list[Tensor]] | None
+
+
+def validated_names(
+    named_parameters: Iterable[tuple[str, Tensor]] | None, param_groups: list[dict[str, Any]]
+) -> dict[Tensor, str]:
+    """Parameter → name, in the order of `named_parameters`, checked as `hvd.DistributedOptimizer` does.
+
+    Raises:
+        ValueError: if entries are not pairs, names repeat, or a parameter of the optimizer has no name.
+    """
+    owned = [parameter for group in param_groups for parameter in group["params"]]
+    if named_parameters is None:
+        return dict(unnamed(param_groups))
+    pairs = list(named_parameters)
+    if any(not isinstance(pair, tuple) for pair in pairs):
+        raise ValueError(
+            "named_parameters should be a sequence of tuples (name, parameter), "
+            "usually produced by model.named_parameters()."
+        )
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise ValueError(
+            f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(repeated)}"
+        )
+    named = {id(parameter) for _, parameter in pairs}
+    missing = [str(id(parameter)) for parameter in owned if id(parameter) not in named]
+    if missing:
+        raise ValueError(
+            "named_parameters was specified, but one or more model parameters were not named. "
+            f"Python object ids: {', '.join(missing)}"
+        )
+    result: dict[Tensor, str] = {}
+    for name, parameter in pairs:  # a tied parameter keeps its first name
+        result.setdefault(parameter, name)
+    return result
+
+
+def unnamed(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, str]]:
+    """Names for parameters that were given none, as Horovod makes them."""
+    return [
+        (parameter, f"allreduce.noname.{i}.{j}")
+        for i, group in enumerate(param_groups)
+        for j, parameter in enumerate(group["params"])
+    ]
+
+
+def validated_groups(groups: Groups) -> Groups:
+    """`groups=`, checked as `hvd.DistributedOptimizer` does.
+
+    Raises:
+        ValueError: if it is neither a positive integer nor a list of lists of distinct tensors.
+    """
+    if groups is None:
+        return None
+    if not (isinstance(groups, list) or groups > 0):
+        raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
+    if isinstance(groups, list):
+        seen: set[int] = set()
+        for parameter in (parameter for group in groups for parameter in group):
+            if not isinstance(parameter, Tensor):
+                raise ValueError("groups must consist of torch.Tensor.")
+            if id(parameter) in seen:
+                raise ValueError("A parameter can only appear once in groups.")
+            seen.add(id(parameter))
+    return groups
+
+
+class Bucket:
+    """Parameters of one dtype and device that travel in one flat buffer.
+
+    Attributes:
+        indices: which parameters of the layout, int64 on the parameters' device.
+        table: the kernels' handle on them.
+        name: part of its collectives' names.
+    """
+
+    def __init__(self, layout_parameters: Sequence[Tensor], members: list[int], name: str) -> None:
+        self.members = members
+        self.parameters = [layout_parameters[index] for index in members]
+        self.table = ops.LayerTable(self.parameters)
+        self.indices = torch.tensor(members, dtype=torch.int64, device=self.parameters[0].device)
+        self.name = name
+
+    def new_buffer(self) -> Tensor:
+        """A flat buffer of zeros for these parameters."""
+        first = self.parameters[0]
+        return torch.zeros(self.table.numel, dtype=first.dtype, device=first.device)
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """The parts of a flat buffer in the shapes and memory orders of the parameters."""
+        parts = buffer.split([parameter.numel() for parameter in self.parameters])
+        return [
+            part.as_strided(parameter.size(), memory_strides(parameter), part.storage_offset())
+            for part, parameter in zip(parts, self.parameters, strict=True)
+        ]
+
+
+class Layout:
+    """The parameters that are averaged, grouped into layers (one weight each) and buckets (one message each).
+
+    Args:
+        names: parameter → name, in order.
+        layers: "parameter" (a layer is a parameter tensor: the paper's choice) or "module" (the tensors of one module).
+        groups: buckets, as in Horovod: how many, or lists of parameters; None for one a dtype and device.
+
+    Attributes:
+        parameters: P tensors; names: their names.
+        layer_names: L names; layer_of: the layer of each parameter, int64 [P].
+        table: the kernels' handle on all parameters.
+        buckets: which parameters travel together.
+    """
+
+    def __init__(self, names: dict[Tensor, str], layers: str, groups: Groups) -> None:
+        self.parameters = list(names)
+        self.names = list(names.values())
+        labels = self.names if layers == "parameter" else [_module_of(name) for name in self.names]
+        self.layer_names = list(dict.fromkeys(labels))
+        numbers = {label: number for number, label in enumerate(self.layer_names)}
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.layer_of = torch.tensor([numbers[label] for label in labels], dtype=torch.int64, device=self.device)
+        self.table = ops.LayerTable(self.parameters)
+        self.buckets = [
+            Bucket(self.parameters, members, f"bucket.{number}")
+            for number, members in enumerate(_bucket_members(self.parameters, groups))
+        ]
+        self.built_from = membership(names)
+        self._by_module = len(self.layer_names) < len(self.names)
+        self._squares = torch.zeros(len(self.layer_names), dtype=torch.float64, device=self.device)
+        self._present = torch.zeros_like(self._squares)
+
+    def grad_norms(self) -> Tensor:
+        """Frobenius norm of each layer's gradient, [L]; −1 where a layer has none. Overwritten by the next call."""
+        norms = self.table.grad_norms()
+        if not self._by_module:
+            return norms
+        wide = norms.double()
+        self._squares.zero_().index_add_(0, self.layer_of, wide.clamp(min=0).square_())
+        self._present.fill_(-1).index_reduce_(0, self.layer_of, wide, "amax")
+        return torch.where(self._present == -1, self._present, self._squares.sqrt_())
+
+    def numbers(self, values: Sequence[float]) -> Tensor:
+        """Some numbers, float64, where the parameters are."""
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    def describe(self) -> list[str]:
+        """A line a parameter: all that ranks must agree on."""
+        bucket_of = {index: bucket.name for bucket in self.buckets for index in bucket.members}
+        return [
+            f"{name}: shape {tuple(parameter.shape)}, {str(parameter.dtype).removeprefix('torch.')}, "
+            f"memory order {_dimension_order(parameter)}, layer {self.layer_names[layer]}, {bucket_of[index]}"
+            for index, (name, parameter, layer) in enumerate(
+                zip(self.names, self.parameters, self.layer_of.tolist(), strict=True)
+            )
+        ]
+
+
+def membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, tuple[int, ...]]]:
+    """What a layout is built from, to notice when it is out of date."""
+    return [(id(p), p.dtype, p.device, p.stride()) for p in names]
+
+
+def averaged(names: dict[Tensor, str], already: Callable[[Tensor], bool]) -> dict[Tensor, str]:
+    """The parameters to average: of floating point, and trained now or at some time before.
+
+    A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding.
+    """
+    return {
+        parameter: name
+        for parameter, name in names.items()
+        if parameter.is_floating_point() and (parameter.requires_grad or already(parameter))
+    }
+
+
+def digest(lines: Iterable[str]) -> int:
+    """A 52-bit digest of some lines: exact in a float64."""
+    return int.from_bytes(hashlib.sha256("\n".join(lines).encode()).digest()[:8], "big") >> 12
+
+
+def memory_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides of a tensor in flat memory: its own if it is dense, else row-major."""
+    strides = [0] * tensor.dim()
+    expected = 1
+    for dimension in reversed(_dimension_order(tensor)):
+        strides[dimension] = expected
+        expected *= tensor.size(dimension)
+    return tuple(strides)
+
+
+def _dimension_order(tensor: Tensor) -> tuple[int, ...]:
+    """Dimensions from the outermost in memory to the innermost; row-major where the tensor is not dense."""
+    sizes, strides = tensor.size(), tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda d: (-strides[d] if sizes[d] > 1 else 0, d))
+    real = [d for d in order if sizes[d] > 1]
+    dense = all(
+        strides[d] == strides[inner] * sizes[inner] for d, inner in zip(real, real[1:], strict=False)
+    ) and (not real or strides[real[-1]] == 1)
+    if not dense or tensor.numel() == 0 or tensor.is_contiguous():
+        return tuple(range(tensor.dim()))
+    return tuple([d for d in range(tensor.dim()) if sizes[d] <= 1] + real)
+
+
+def _module_of(name: str) -> str:
+    if name.startswith("allreduce.noname."):
+        raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
+    module, _, _ = name.rpartition(".")
+    return module or "(root)"
+
+
+def _bucket_members(parameters: list[Tensor], groups: Groups) -> list[list[int]]:
+    """Split parameters by group, and a group by dtype and device, keeping their order."""
+    if isinstance(groups, list):
+        group_of = {id(parameter): number for number, group in enumerate(groups) for parameter in group}
+        labels: list[Any] = [group_of.get(id(p), (number, "own")) for number, p in enumerate(parameters)]
+    elif isinstance(groups, int):
+        labels = [index * groups // max(1, len(parameters)) for index in range(len(parameters))]
+    else:
+        labels = [0] * len(parameters)
+    members: dict[Any, list[int]] = {}
+    for index, (parameter, label) in enumerate(zip(parameters, labels, strict=True)):
+        members.setdefault((label, parameter.dtype, parameter.device), []).append(index)
+    return list(members.values())

@@ -1,0 +1,152 @@
+"""A fixed list of parameters, prepared once: passing a list costs as much as the work on small models."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd import _C
+from grawa_hvd.ops.reference import NO_GRADIENT, is_dense
+
+
+class LayerTable:
+    """The layers of a model, prepared for many calls of the kernels; it notices moved storages and new gradients.
+
+    The order of elements on the wire is that of each parameter's memory at construction (row-major where it is not
+    dense) and stays so when a parameter later changes its memory format.
+
+    Args:
+        params: float16, bfloat16, float32 or float64 tensors of any shape, on one device. Their shapes are fixed.
+
+    Raises:
+        RuntimeError: if a tensor has another dtype or layout, or has elements that share memory.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self._params = list(params)
+        self._strides = [_wire_strides(param) for param in self._params]
+        self._shapes = [param.shape for param in self._params]
+        self._numel = sum(param.numel() for param in self._params)
+        self._compiled: Any = _C.LayerTable(self._params) if self._on_cpu() else None
+        self._grad_norms = torch.empty(0)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements of all parameters."""
+        return self._numel
+
+    def grad_norms(self) -> Tensor:
+        """Frobenius norms of the parameters' gradients.
+
+        Returns:
+            Norms, shape [layers], float32, or float64 if any parameter is; -1 where there is no gradient. It is the
+            same tensor at every call, overwritten by the next: clone it to keep it.
+
+        Raises:
+            RuntimeError: if a gradient has an unsupported dtype or another number of elements than its parameter.
+        """
+        if self._use_compiled():
+            compiled: Tensor = self._compiled.grad_norms()
+            return compiled
+        return self._grad_norms_by_ops()
+
+    def norms(self) -> Tensor:
+        """Frobenius norms of the parameters themselves.
+
+        Returns:
+            Norms, shape [layers], float32, or float64 if any parameter is; a new tensor.
+        """
+        if self._use_compiled():
+            compiled: Tensor = self._compiled.norms()
+            return compiled
+        if not self._params:
+            return torch.empty(0)
+        norms: Tensor = torch.ops.grawa.layer_norms(self._params)
+        return norms
+
+    def pack(self, weights: Tensor, out: Tensor, base: Tensor | None = None) -> None:
+        """Writes the weighted parameters one after the other, as `grawa_hvd.ops.pack` does.
+
+        Args:
+            weights: a weight for each layer, shape [layers], float32 or float64.
+            out: the flat buffer that is written, shape [numel], contiguous.
+            base: if given, subtracted before weighing; shape and dtype of `out`, and it may be the memory of `out`.
+
+        Raises:
+            RuntimeError: if a dtype, a shape or a device is wrong, or `out` shares memory with a parameter.
+        """
+        if self._use_compiled():
+            self._compiled.pack(weights, out, base)
+        else:
+            torch.ops.grawa.pack(self._in_wire_order(), weights, out, base)
+
+    def blend_(self, center: Tensor, pull: Tensor, distances: Tensor | None = None) -> None:
+        """Pulls the parameters toward a center in place, as `grawa_hvd.ops.blend_` does.
+
+        Args:
+            center: the flat center, shape [numel], contiguous.
+            pull: the pull of each layer, shape [layers], float32 or float64; in [0, 1] for an interpolation.
+            distances: if given, receives the distances from the center before the blend, shape [layers].
+
+        Raises:
+            RuntimeError: if a dtype, a shape or a device is wrong, or `center` shares memory with a parameter.
+        """
+        if self._use_compiled():
+            self._compiled.blend_(center, pull, distances)
+            return
+        tensors = self._in_wire_order()
+        torch.ops.grawa.blend_(tensors, center, pull, distances)
+        with torch.no_grad():
+            for param, tensor in zip(self._params, tensors, strict=True):
+                if tensor is not param:
+                    param.copy_(tensor)
+
+    def _on_cpu(self) -> bool:
+        return all(param.device.type == "cpu" for param in self._params)
+
+    def _use_compiled(self) -> bool:
+        if self._compiled is None:
+            if not self._on_cpu():
+                return False
+            self._compiled = _C.LayerTable(self._params, self._strides)
+        on_cpu: bool = self._compiled.on_cpu()
+        return on_cpu
+
+    def _in_wire_order(self) -> list[Tensor]:
+        tensors = []
+        for index, (param, shape, strides) in enumerate(zip(self._params, self._shapes, self._strides, strict=True)):
+            if param.shape != shape:
+                raise RuntimeError(
+                    f"params[{index}] has changed its shape from {list(shape)} to {list(param.shape)}: "
+                    "build a new LayerTable"
+                )
+            if param.stride() == strides:
+                tensors.append(param)
+            else:
+                tensors.append(torch.empty_strided(shape, strides, dtype=param.dtype, device=param.device))
+                tensors[-1].copy_(param.detach())
+        return tensors
+
+    def _grad_norms_by_ops(self) -> Tensor:
+        grads = [param.grad for param in self._params]
+        is_wide = any(param.dtype == torch.float64 for param in self._params)
+        dtype, device = torch.float64 if is_wide else torch.float32, self._params[0].device
+        result = self._grad_norms
+        if result.dtype != dtype or result.device != device or len(result) != len(grads):
+            result = self._grad_norms = torch.empty(len(grads), dtype=dtype, device=device)
+        present = [grad for grad in grads if grad is not None]
+        if len(present) == len(grads):
+            return result.copy_(torch.ops.grawa.layer_norms(present))
+        result.fill_(NO_GRADIENT)
+        if present:
+            places = [index for index, grad in enumerate(grads) if grad is not None]
+            norms = torch.ops.grawa.layer_norms(present).to(dtype)
+            result[torch.tensor(places, device=device)] = norms
+        return result
+
+
+def _wire_strides(param: Tensor) -> tuple[int, ...]:
+    if is_dense(param):
+        return param.stride()
+    return torch.empty(param.shape, device="meta").stride()

@@ -1,0 +1,127 @@
+"""From gradients to estimates of their norms: where the norms are taken, and the running mean over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd import ops
+
+
+@dataclass(frozen=True)
+class LocalScores:
+    """Norms of the gradients that the local steps consume, restarting after each round (paper, appendix G).
+
+    Args:
+        decay: ρ of the running mean, 0 (the last step alone) to below 1.
+
+    Raises:
+        ValueError: if `decay` is outside its range.
+    """
+
+    decay: float = 0.85
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+
+
+@dataclass(frozen=True)
+class FreshScores:
+    """Norms of one gradient taken just before each round, averaged over rounds (paper, sections 5.1 and 5.3).
+
+    Args:
+        backward: runs forward and backward on a fresh random batch, as large as a training batch; a loss that it
+            returns counts as reported. The gradients that stood in `.grad` are put back after it.
+        decay: γ of the running mean over rounds, 0 (this round alone) to below 1.
+
+    Raises:
+        ValueError: if `decay` is outside its range or `backward` cannot be called.
+    """
+
+    backward: Callable[[], Any]
+    decay: float = 0.43
+
+    def __post_init__(self) -> None:
+        _check_decay(self.decay)
+        if not callable(self.backward):
+            raise ValueError(f"backward must be callable, but is {self.backward!r}")
+
+    def gradients(self, parameters: list[Tensor]) -> Any:
+        """Run `backward` with empty gradients and return its result; its gradients stand in `.grad` afterwards."""
+        for parameter in parameters:
+            parameter.grad = None
+        with torch.enable_grad():
+            return self.backward()
+
+
+Scores = LocalScores | FreshScores
+
+
+def scores_source(scores: str | Callable[[], Any] | Scores) -> Scores:
+    """What `scores=` names, or is.
+
+    Raises:
+        ValueError: if it is neither "local", nor a callable, nor an object from this module.
+    """
+    if isinstance(scores, (LocalScores, FreshScores)):
+        return scores
+    if scores == "local":
+        return LocalScores()
+    if callable(scores):
+        return FreshScores(scores)
+    raise ValueError(
+        f'scores must be "local", a callable, or an object from grawa_hvd.scores, but is {scores!r}'
+    )
+
+
+class NormEstimate:
+    """Bias-corrected running means of norms, one a layer: e ← ρe + (1−ρ)n, ê = e / (1−ρ^k).
+
+    1−ρ^k is kept as a running mean of ones, so that a layer that had no gradient at some step is corrected by the
+    number of gradients that it had.
+
+    Args:
+        layers: how many.
+        decay: ρ, from 0 to below 1.
+        device: where the norms are.
+    """
+
+    def __init__(self, layers: int, decay: float, device: torch.device) -> None:
+        self.decay = decay
+        self.sums = torch.zeros(layers, dtype=torch.float64, device=device)
+        self.counts = torch.zeros_like(self.sums)
+
+    def update(self, norms: Tensor) -> None:
+        """Take in one norm a layer, [layers]; −1 marks a layer without a gradient, which is left as it is."""
+        ops.update_estimates_(self.sums, self.counts, norms, self.decay)
+
+    def value(self) -> Tensor:
+        """The estimates ê, float64, [layers]; 0 where there was no gradient yet."""
+        return torch.where(self.counts > 0, self.sums / self.counts, self.sums)
+
+    def state(self, names: list[str]) -> dict[str, Any]:
+        """For a checkpoint: layer name → (sum, count) as tensors of all layers."""
+        return {"layers": list(names), "sums": self.sums.clone(), "counts": self.counts.clone()}
+
+    def load(self, names: list[str], state: dict[str, Any]) -> None:
+        """Take over what `state` returned, layer by name; layers that it lacks start afresh."""
+        row_of = {name: row for row, name in enumerate(state["layers"])}
+        known = [(row, row_of[name]) for row, name in enumerate(names) if name in row_of]
+        if known:
+            to, source = torch.tensor(known, device=self.sums.device).unbind(dim=1)
+            self.sums[to] = state["sums"].to(self.sums)[source]
+            self.counts[to] = state["counts"].to(self.counts)[source]
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self.sums.zero_()
+        self.counts.zero_()
+
+
+def _check_decay(decay: float) -> None:
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be at least 0 and below 1, but is {decay!r}")

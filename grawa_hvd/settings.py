@@ -1,0 +1,64 @@
+"""What a user asked for, checked at the door, and told to the other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from grawa_hvd.averaging import Averaging, policy
+from grawa_hvd.layers import Groups, validated_groups
+from grawa_hvd.scores import Scores, scores_source
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `DistributedGrawaOptimizer` that govern the averaging; see there."""
+
+    averaging: Averaging
+    period: int
+    pull: float
+    proximity: float
+    outer_momentum: float
+    scores: Scores
+    layers: str
+    groups: Groups
+
+    def describe(self) -> list[str]:
+        """A line each: what ranks must agree on."""
+        scores = f"{type(self.scores).__name__}(decay={self.scores.decay})"
+        values = {**vars(self), "scores": scores}
+        return [f"{name}={value}" for name, value in values.items() if name != "groups"]
+
+
+def validated_settings(
+    averaging: str | Averaging,
+    period: int,
+    pull: float,
+    proximity: float,
+    outer_momentum: float,
+    scores: str | Callable[[], Any] | Scores,
+    layers: str,
+    groups: Groups,
+) -> Settings:
+    """The settings, once they are known to be right.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+        raise ValueError(f"period must be an integer of at least 1, but is {period!r}")
+    _check_range("pull", pull, 0 <= pull <= 1, "from 0 to 1")
+    _check_range("proximity", proximity, 0 <= proximity <= period, f"from 0 to the period, {period}")
+    _check_range("outer_momentum", outer_momentum, 0 <= outer_momentum < 1, "at least 0 and below 1")
+    if layers not in ("parameter", "module"):
+        raise ValueError(f'layers must be "parameter" or "module", but is {layers!r}')
+    return Settings(
+        policy(averaging), period, float(pull), float(proximity), float(outer_momentum), scores_source(scores), layers,
+        validated_groups(groups),
+    )  # fmt: skip
+
+
+def _check_range(name: str, value: float, right: bool, allowed: str) -> None:
+    if not right:
+        raise ValueError(f"{name} must be {allowed}, but is {value!r}")

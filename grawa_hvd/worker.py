@@ -1,0 +1,245 @@
+"""A worker's life: it counts local steps, keeps norm estimates, stays near the centre, and starts rounds when due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd.agreement import Progress, Terms, agree, refuse_difference
+from grawa_hvd.communicator import Communicator
+from grawa_hvd.consensus import Center, plain_mean
+from grawa_hvd.errors import AllWorkersDivergedError
+from grawa_hvd.layers import Layout, averaged, membership
+from grawa_hvd.report import Reported, RoundReport
+from grawa_hvd.round import Contribution, run_round
+from grawa_hvd.scores import FreshScores, LocalScores, NormEstimate
+from grawa_hvd.settings import Settings
+
+
+class Worker:
+    """One rank's part in the averaging of a model.
+
+    Args:
+        names: gives the optimizer's parameters, as they are now, with their names.
+        reset_optimizer: makes the wrapped optimizer's state as new, after this worker diverged.
+        communicator: the workers.
+        settings: what the user asked for.
+    """
+
+    _center: Center
+    _estimate: NormEstimate
+    _terms: Terms
+
+    def __init__(
+        self,
+        names: Callable[[], dict[Tensor, str]],
+        reset_optimizer: Callable[[], None],
+        communicator: Communicator,
+        settings: Settings,
+    ) -> None:
+        self._names = names
+        self._reset_optimizer = reset_optimizer
+        self._communicator = communicator
+        self._settings = settings
+        self._observes = settings.averaging.uses_gradients and isinstance(settings.scores, LocalScores)
+        self._proximity = settings.proximity / settings.period
+        self.reported = Reported()
+        self.restart()
+
+    @property
+    def active(self) -> bool:
+        """Whether there are other workers to average with."""
+        return self._communicator.active
+
+    def restart(self) -> None:
+        """Stand where a new run starts; the next step agrees with the other ranks anew."""
+        self.steps = self.since_round = self.rounds = 0
+        self.last_round: RoundReport | None = None
+        self._layout: Layout | None = None
+        self._agreed = False
+        self.reported.restart()
+
+    # The path of a local step.
+
+    def before_step(self) -> None:
+        """At the first step, and the first after a load, agree with the other ranks on where the run stands."""
+        if not self._agreed and self.active:
+            self._agree()
+
+    @torch.no_grad()
+    def after_step(self, consumed: bool = True, found_inf: Tensor | None = None) -> None:
+        """Take in the gradient of a local step, apply proximity, and average when that is due.
+
+        Args:
+            consumed: False if the step left the parameters alone, because its gradients had overflowed.
+            found_inf: the same where only the device knows: positive then.
+        """
+        if not self._agreed:
+            return
+        if self._observes and consumed:
+            norms = self._layout_now.grad_norms()
+            if found_inf is not None:
+                norms = torch.where(found_inf > 0, -1.0, norms)
+            self._estimate.update(norms)
+        if self._proximity and self._center.known:
+            self._center.pull_(self._proximity)
+        self.steps += 1
+        self.since_round += 1
+        if self.since_round >= self._settings.period:
+            self.since_round = 0
+            if self.active:
+                self._round()
+
+    # What happens now and then.
+
+    def _round(self) -> None:
+        if self.last_round is not None:
+            self.last_round.distance  # noqa: B018  (its collective's name is about to be used again)
+        self._refresh_layout()
+        outcome = run_round(
+            self._contribution(), self._layout_now, self._center, self._communicator, self._terms, self.steps
+        )
+        self.rounds = outcome.rounds
+        self.last_round = outcome.report
+        self.reported.restart()
+        if outcome.diverged:
+            self._reset_optimizer()
+        if outcome.diverged or isinstance(self._settings.scores, LocalScores):
+            self._estimate.restart()
+
+    def _contribution(self) -> Contribution:
+        failure = None
+        source = self._settings.scores
+        if self._settings.averaging.uses_gradients and isinstance(source, FreshScores):
+            failure = self._take_fresh_gradients(source)
+        norms = self._estimate.value() if self._settings.averaging.uses_gradients else self._layout_now.numbers([])
+        return Contribution(norms, self.reported.row(), self.rounds, failure)
+
+    def _take_fresh_gradients(self, source: FreshScores) -> Exception | None:
+        """Run the user's callable; what it raises must not leave the other ranks waiting, so it is returned."""
+        parameters = self._layout_now.parameters
+        before = [parameter.grad for parameter in parameters]
+        try:
+            loss = source.gradients(parameters)
+            self._estimate.update(self._layout_now.grad_norms())
+            if isinstance(loss, (int, float, Tensor)):
+                self.reported.add(loss=loss)
+        except Exception as error:
+            return error
+        finally:
+            for parameter, gradient in zip(parameters, before, strict=True):
+                parameter.grad = gradient
+        return None
+
+    @torch.no_grad()
+    def _agree(self) -> None:
+        self._refresh_layout()
+        progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
+        agreement = agree(self._layout_now, self._terms, progress, self._communicator)
+        if agreement.leader is not None:
+            place = agreement.progress
+            if progress != place:
+                self._estimate.restart()
+            self.steps, self.since_round, self.rounds = place.steps, place.since_round, place.rounds
+            if place.has_center:
+                self._center.adopt_(self._communicator.rank == agreement.leader, self._communicator)
+        self._agreed = True
+
+    @contextmanager
+    def consensus(self) -> Iterator[None]:
+        """Parameters are the plain mean over the workers that have not diverged inside the block; a collective."""
+        if not self.active:
+            yield
+            return
+        self.before_step()
+        self._refresh_layout()
+        layout = self._layout_now
+        finite = bool(layout.table.norms().isfinite().all())
+        rows = self._communicator.gather(layout.numbers([1, self._terms.digest, finite]), "consensus")
+        present = rows[rows[:, 0] == 1]
+        if len(present[:, 1].unique()) > 1:
+            refuse_difference(self._terms, self._communicator)
+        count = int(present[:, 2].sum())
+        if count == 0:
+            raise AllWorkersDivergedError(f"none of the {len(present)} workers has finite parameters")
+        with plain_mean(layout, 1 / count if finite else 0.0, self._communicator):
+            yield
+
+    # The layout, and what is laid out by it.
+
+    @property
+    def _layout_now(self) -> Layout:
+        assert self._layout is not None
+        return self._layout
+
+    def _refresh_layout(self) -> None:
+        """Build the layout, or build it anew if parameters were added, unfrozen, moved or cast; keep what is known."""
+        old = self._layout
+        known = set(map(id, old.parameters)) if old is not None else set()
+        names = averaged(self._names(), lambda parameter: id(parameter) in known)
+        if old is not None and old.built_from == membership(names):
+            return
+        layout = Layout(names, self._settings.layers, self._settings.groups)
+        center = Center(layout, self._settings.outer_momentum)
+        estimate = NormEstimate(len(layout.layer_names), self._settings.scores.decay, layout.device)
+        if old is not None:
+            index_of = {id(parameter): index for index, parameter in enumerate(layout.parameters)}
+            center.load({
+                index_of[id(old.parameters[index])]: tensors
+                for index, tensors in self._center.state().items()
+                if id(old.parameters[index]) in index_of
+            })  # fmt: skip
+            estimate.load(layout.layer_names, self._estimate.state(old.layer_names))
+        self._layout, self._center, self._estimate = layout, center, estimate
+        self._terms = Terms(self._settings, layout)
+
+    @property
+    def center(self) -> dict[str, Tensor] | None:
+        """Parameter name → its part of the last centre; None before the first round."""
+        if self._layout is None or not self._center.known:
+            return None
+        return {self._layout.names[index]: tensors["center"] for index, tensors in self._center.state().items()}
+
+    # Checkpoints.
+
+    def state_dict(self, numbers: dict[int, int]) -> dict[str, Any] | None:
+        """All that a bitwise continuation needs besides the wrapped optimizer's own state; None before any step.
+
+        Args:
+            numbers: id of a parameter → its number in the optimizer's state_dict.
+        """
+        if self.steps == 0 or self._layout is None:
+            return None
+        layout = self._layout
+        return {
+            "version": 1,
+            "steps": self.steps,
+            "since_round": self.since_round,
+            "rounds": self.rounds,
+            "state": {numbers[id(layout.parameters[i])]: tensors for i, tensors in self._center.state().items()},
+            "estimates": self._estimate.state(layout.layer_names),
+            "reported": self.reported.state(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any] | None, numbers: dict[int, int]) -> None:
+        """Continue where `state_dict` was taken, or, given None, start the averaging afresh.
+
+        Raises:
+            ValueError: if the state is of another version, or shapes differ.
+        """
+        self.restart()
+        if state is None:
+            return
+        if state["version"] != 1:
+            raise ValueError(f"the checkpoint's grawa version must be 1, but is {state['version']!r}")
+        self._refresh_layout()
+        index_of = {numbers[id(parameter)]: index for index, parameter in enumerate(self._layout_now.parameters)}
+        self._center.load({index_of[number]: saved for number, saved in state["state"].items() if number in index_of})
+        self._estimate.load(self._layout_now.layer_names, state["estimates"])
+        self.reported.load(state["reported"])
+        self.steps, self.since_round, self.rounds = state["steps"], state["since_round"], state["rounds"]
