@@ -1,6 +1,7 @@
 #include "layer_table.h"
 
 #include <ATen/Functions.h>
+#include <c10/core/InferenceMode.h>
 
 #include "checks.h"
 
@@ -81,6 +82,7 @@ void LayerTable::gather_params(cpu::Access access) {
 at::Tensor LayerTable::grad_norms() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!grad_norms_.defined() || grad_norms_.scalar_type() != norm_dtype()) {
+    const c10::InferenceMode outlives_the_block(false);
     grad_norms_ = at::empty({static_cast<int64_t>(layers_.size())}, norm_dtype());
   }
   work_.copies.clear();

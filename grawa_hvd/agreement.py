@@ -69,10 +69,10 @@ def agree(layout: Layout, terms: Terms, progress: Progress, communicator: Commun
     rows = communicator.gather(mine, "agreement").long()
     present = rows[rows[:, 0] == 1]
     ranks = torch.nonzero(rows[:, 0]).flatten().tolist()
-    if len(present[:, 1].unique()) > 1:
+    if len(torch.unique(present[:, 1])) > 1:
         refuse_difference(terms, communicator)
     places = present[:, 3:]
-    if not places.any() and len(present[:, 2].unique()) > 1:
+    if not places.any() and len(torch.unique(present[:, 2])) > 1:
         warnings.warn(_different_start(present[:, 2], ranks), stacklevel=2)
     furthest = int(places[:, 0].argmax())
     agreed = Progress(*places[furthest].tolist())

@@ -141,7 +141,7 @@ class _PiecewiseSum:
 
     def wait(self) -> None:
         size = max(SMALLEST_PIECE, -(-self._buffer.numel() // BFLOAT16_PIECES))
-        for index, piece in enumerate(self._buffer.split(size)):
+        for index, piece in enumerate(torch.split(self._buffer, size)):
             name = f"{self._name}.{index}"
             piece.copy_(hvd.allreduce_(piece.float(), name=name, op=hvd.Sum, process_set=self._process_set))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,9 +35,7 @@ def validated_names(
     names = [name for name, _ in pairs]
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
-        raise ValueError(
-            f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(repeated)}"
-        )
+        raise ValueError(f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(repeated)}")
     named = {id(parameter) for _, parameter in pairs}
     missing = [str(id(parameter)) for parameter in owned if id(parameter) not in named]
     if missing:
@@ -103,7 +102,7 @@ class Bucket:
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The parts of a flat buffer in the shapes and memory orders of the parameters."""
-        parts = buffer.split([parameter.numel() for parameter in self.parameters])
+        parts = torch.split(buffer, [parameter.numel() for parameter in self.parameters])
         return [
             part.as_strided(parameter.size(), memory_strides(parameter), part.storage_offset())
             for part, parameter in zip(parts, self.parameters, strict=True)
@@ -150,7 +149,7 @@ class Layout:
             return norms
         wide = norms.double()
         self._squares.zero_().index_add_(0, self.layer_of, wide.clamp(min=0).square_())
-        self._present.fill_(-1).index_reduce_(0, self.layer_of, wide, "amax")
+        self._present.fill_(-1).scatter_reduce_(0, self.layer_of, wide, "amax")
         return torch.where(self._present == -1, self._present, self._squares.sqrt_())
 
     def numbers(self, values: Sequence[float]) -> Tensor:
@@ -206,9 +205,9 @@ def _dimension_order(tensor: Tensor) -> tuple[int, ...]:
     sizes, strides = tensor.size(), tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda d: (-strides[d] if sizes[d] > 1 else 0, d))
     real = [d for d in order if sizes[d] > 1]
-    dense = all(
-        strides[d] == strides[inner] * sizes[inner] for d, inner in zip(real, real[1:], strict=False)
-    ) and (not real or strides[real[-1]] == 1)
+    dense = all(strides[d] == strides[inner] * sizes[inner] for d, inner in itertools.pairwise(real)) and (
+        not real or strides[real[-1]] == 1
+    )
     if not dense or tensor.numel() == 0 or tensor.is_contiguous():
         return tuple(range(tensor.dim()))
     return tuple([d for d in range(tensor.dim()) if sizes[d] <= 1] + real)

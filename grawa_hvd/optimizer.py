@@ -28,10 +28,10 @@ STATE_KEY = "grawa"
 
 
 @functools.cache
-def _wrapper_of(wrapped: type[torch.optim.Optimizer]) -> type[Any]:
+def _wrapper_of(wrapped: Any) -> Any:
     """A subclass of the wrapped optimizer's class, of the same name, whose instances average."""
 
-    class Wrapper(wrapped):  # type: ignore[misc, valid-type]
+    class Wrapper(wrapped):  # type: ignore[misc]
         # GradScaler would leave out the step on a rank whose gradients overflowed, and on that rank alone; an
         # optimizer that says this is stepped on every rank and handles the overflow itself.
         _step_supports_amp_scaling = True
@@ -246,11 +246,14 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         warnings.warn("num_groups is the old name of groups", DeprecationWarning, stacklevel=2)
         groups = num_groups if groups is None else groups
     if type(optimizer).__module__ == HOROVOD_MODULE:
-        raise ValueError(f"optimizer must be a plain torch optimizer, but this {type(optimizer).__name__} is distributed")
+        raise ValueError(
+            f"optimizer must be a plain torch optimizer, but this {type(optimizer).__name__} is distributed"
+        )
     passes = _checked_passes(backward_passes_per_step)
     settings = validated_settings(averaging, period, pull, proximity, outer_momentum, scores, layers, groups)
     names = validated_names(named_parameters, optimizer.param_groups)
-    wrapper = _wrapper_of(type(optimizer))
+    wrapped: Any = type(optimizer)
+    wrapper = _wrapper_of(wrapped)
     result = wrapper.__new__(wrapper)
     result._adopt(optimizer, names, settings, Communicator(process_set, compression))
     result.backward_passes_per_step = passes

@@ -73,9 +73,7 @@ def scores_source(scores: str | Callable[[], Any] | Scores) -> Scores:
         return LocalScores()
     if callable(scores):
         return FreshScores(scores)
-    raise ValueError(
-        f'scores must be "local", a callable, or an object from grawa_hvd.scores, but is {scores!r}'
-    )
+    raise ValueError(f'scores must be "local", a callable, or an object from grawa_hvd.scores, but is {scores!r}')
 
 
 class NormEstimate:

@@ -161,7 +161,7 @@ class Worker:
         finite = bool(layout.table.norms().isfinite().all())
         rows = self._communicator.gather(layout.numbers([1, self._terms.digest, finite]), "consensus")
         present = rows[rows[:, 0] == 1]
-        if len(present[:, 1].unique()) > 1:
+        if len(torch.unique(present[:, 1])) > 1:
             refuse_difference(self._terms, self._communicator)
         count = int(present[:, 2].sum())
         if count == 0:

@@ -79,5 +79,7 @@ void blend_cpu(at::TensorList tensors, const at::Tensor& center, const at::Tenso
 }  // namespace
 
 TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("blend_", blend_cpu); }
+// For the message: the list would otherwise go to the fallback for devices without a kernel.
+TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("blend_", blend_cpu); }
 
 }  // namespace grawa::cpu

@@ -84,5 +84,7 @@ void pack_cpu(at::TensorList tensors, const at::Tensor& weights, const at::Tenso
 }  // namespace
 
 TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("pack", pack_cpu); }
+// For the message: the list would otherwise go to the fallback for devices without a kernel.
+TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("pack", pack_cpu); }
 
 }  // namespace grawa::cpu

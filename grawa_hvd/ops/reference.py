@@ -87,7 +87,8 @@ def blend_(tensors: Sequence[Tensor], center: Tensor, pull: Tensor, distances: T
             distances[index] = _norm(goal.to(wide) - old.to(wide))
         fraction = amount.to(arithmetic)
         new = old + fraction * (goal - old)
-        new = torch.where(fraction == 1, goal, torch.where(fraction == 0, old, new)).to(tensor.dtype)
+        new = torch.where(fraction == 1, goal, new).to(tensor.dtype)
+        new = torch.where(fraction == 0, flat(tensor), new)  # a NaN would not keep its bits through a conversion
         if is_dense(tensor):
             flat(tensor).copy_(new)
         else:

@@ -134,7 +134,8 @@ class LayerTable:
         dtype, device = torch.float64 if is_wide else torch.float32, self._params[0].device
         result = self._grad_norms
         if result.dtype != dtype or result.device != device or len(result) != len(grads):
-            result = self._grad_norms = torch.empty(len(grads), dtype=dtype, device=device)
+            with torch.inference_mode(False):  # it outlives the block
+                result = self._grad_norms = torch.empty(len(grads), dtype=dtype, device=device)
         present = [grad for grad in grads if grad is not None]
         if len(present) == len(grads):
             return result.copy_(torch.ops.grawa.layer_norms(present))

@@ -58,7 +58,6 @@ def command(world: World, pytest_arguments: list[str]) -> list[str]:
 
 def environment(world: World) -> dict[str, str]:
     return {
-        "HOROVOD_CYCLE_TIME": "0.5",
         **os.environ,
         "GRAWA_TEST_NOTES": str(world.notes),
         "HOROVOD_DYNAMIC_PROCESS_SETS": "1",

@@ -16,3 +16,10 @@ def values(size: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0) ->
     """Normal numbers, the same on every device."""
     generator = torch.Generator().manual_seed(seed * 1000003 + size)
     return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+def wire(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements in the order in which they must travel: memory order where it is one, else row-major."""
+    order = sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim))
+    permuted = tensor.permute(order)
+    return (permuted if permuted.is_contiguous() else tensor).reshape(-1)

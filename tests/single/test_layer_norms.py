@@ -123,7 +123,7 @@ def test_empty_list_gives_no_norms() -> None:
 def test_sparse_gradient_has_the_norm_of_its_added_entries(dtype: torch.dtype) -> None:
     indices = torch.tensor([[0, 2, 0, 4]])
     entries = torch.tensor([[3.0, 1.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]], dtype=dtype)
-    sparse = torch.sparse_coo_tensor(indices, entries, (5, 2))
+    sparse = torch.sparse_coo_tensor(indices, entries, (5, 2), check_invariants=True)
     dense = values(3, dtype)
     assert_norms(ops.layer_norms([dense, sparse]), [dense, sparse.to_dense()])
 

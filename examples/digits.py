@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Train a small convolutional network on handwritten digits, with hvd.DistributedOptimizer and with GRAWA averaging.
+
+Run under Horovod: `horovodrun -np 4 -H localhost:4 python examples/digits.py`. Every worker has its own share of the
+digits that come with scikit-learn. Both runs use the same training function; two lines of it differ. Ends with a
+table and a picture of test accuracy over communicated bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import grawa_hvd
+
+TEST_FRACTION = 0.2
+HOROVOD = "hvd.DistributedOptimizer"
+
+
+@dataclass
+class Data:
+    """Images [N, 1, H, W] from 0 to 1 and labels [N]: this worker's share to train on, and the common test set."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: int
+
+
+@dataclass
+class Run:
+    """What one training run came to, on this worker."""
+
+    name: str
+    seed: int
+    accuracy: float = 0.0
+    own_accuracy: float = 0.0
+    communications: int = 0
+    bytes: int = 0
+    communicating: float = 0.0
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def load(path: str | None, rank: int, size: int) -> Data:
+    """The bundled digits, or a .npz file with `images` [N, H, W] and `labels` [N]; shuffled alike on all ranks."""
+    if path is None:
+        from sklearn.datasets import load_digits  # noqa: PLC0415  (only this branch needs it)
+
+        bunch = load_digits()
+        images, labels = bunch.images, bunch.target
+    else:
+        with np.load(path) as file:
+            images, labels = file["images"], file["labels"]
+    order = np.random.default_rng(0).permutation(len(images))
+    x = torch.tensor(images[order] / images.max(), dtype=torch.float32).unsqueeze(1)
+    y = torch.tensor(labels[order], dtype=torch.int64)
+    test = int(len(x) * TEST_FRACTION)
+    return Data(x[test:][rank::size], y[test:][rank::size], x[:test], y[:test], int(y.max()) + 1)
+
+
+class Net(nn.Sequential):
+    """Two convolutions and two linear layers: 8 parameter tensors."""
+
+    def __init__(self, data: Data) -> None:
+        height, width = data.images.shape[-2:]
+        super().__init__(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(32 * (height // 2) * (width // 2), 64), nn.ReLU(),
+            nn.Linear(64, data.classes),
+        )  # fmt: skip
+
+
+def accuracy(model: nn.Module, data: Data) -> float:
+    """The share of test images that the model classifies right, from 0 to 1."""
+    with torch.no_grad():
+        return (model(data.test_images).argmax(1) == data.test_labels).float().mean().item()
+
+
+class HorovodMeter:
+    """What gradient averaging costs: every gradient in every step, and the time that `synchronize` waits for them."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._gradient_bytes = sum(4 * p.numel() for group in optimizer.param_groups for p in group["params"])
+        self._synchronize = optimizer.synchronize
+        optimizer.synchronize = self._timed
+        self.communications, self.seconds = 0, 0.0
+
+    def _timed(self) -> None:
+        start = time.perf_counter()
+        self._synchronize()
+        self.seconds += time.perf_counter() - start
+        self.communications += 1
+
+    def after_step(self) -> None:
+        """Nothing: `synchronize` is what is timed."""
+
+    @property
+    def bytes(self) -> int:
+        """Handed to the collectives so far."""
+        return self.communications * self._gradient_bytes
+
+
+class GrawaMeter:
+    """What model averaging costs, from the reports of its rounds."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self.communications, self.seconds, self.bytes = 0, 0.0, 0
+
+    def after_step(self) -> None:
+        """Take in a round, if there was one."""
+        if self._optimizer.rounds > self.communications:
+            self.communications = self._optimizer.rounds
+            self.seconds += self._optimizer.last_round.seconds
+            self.bytes += self._optimizer.last_round.bytes
+
+
+def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
+    """One run from the same start: the two lines that differ between the optimizers are marked."""
+    torch.manual_seed(seed)
+    model = Net(data)
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9)
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    optimizer = distributed(optimizer, model, name, options)  # <- one: the class
+    meter = HorovodMeter(optimizer) if name == HOROVOD else GrawaMeter(optimizer)
+
+    run = Run(name, seed)
+    order = torch.Generator().manual_seed(1000 * seed + hvd.rank())
+    bar = tqdm(total=options.epochs, desc=f"{name}, seed {seed}", disable=hvd.rank() != 0, file=sys.stdout, leave=False)
+    for _ in range(options.epochs):
+        start = time.perf_counter()
+        for batch in torch.randperm(len(data.images), generator=order).split(options.batch_size)[: options.steps]:
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
+            optimizer.step()
+            meter.after_step()
+        run.seconds += time.perf_counter() - start
+        with evaluation(optimizer):  # <- two: evaluate the mean of the workers
+            run.accuracy = accuracy(model, data)
+        run.curve.append((meter.bytes, run.accuracy))
+        bar.set_postfix(accuracy=f"{run.accuracy:.1%}", refresh=False)
+        bar.update()
+    bar.close()
+    run.own_accuracy = float(hvd.allreduce(torch.tensor(accuracy(model, data)), name="own"))
+    run.communications, run.bytes, run.communicating = meter.communications, meter.bytes, meter.seconds
+    return run
+
+
+def distributed(optimizer: torch.optim.Optimizer, model: nn.Module, name: str, options: argparse.Namespace) -> Any:
+    """The optimizer in Horovod's wrapper or ours."""
+    if name == HOROVOD:
+        return hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+    return grawa_hvd.DistributedGrawaOptimizer(
+        optimizer, named_parameters=model.named_parameters(),
+        averaging=name, period=options.period, pull=options.pull,
+    )  # fmt: skip
+
+
+def evaluation(optimizer: Any) -> AbstractContextManager[None]:
+    """`optimizer.consensus()` where there is one; under hvd.DistributedOptimizer all workers' models are the same."""
+    context: AbstractContextManager[None] = getattr(optimizer, "consensus", nullcontext)()
+    return context
+
+
+def table(runs: list[Run], names: list[str]) -> str:
+    """Means over the seeds, with the standard deviation of the accuracy where there are several."""
+    lines = [
+        f"{'':28}{'test accuracy':>16}{'own model':>16}{'communications':>16}{'MB sent':>10}{'s comm.':>9}{'s in all':>10}"
+    ]
+    for name in names:
+        mine = [run for run in runs if run.name == name]
+        lines.append(
+            f"{name:28}{spread([run.accuracy for run in mine]):>16}{spread([run.own_accuracy for run in mine]):>16}"
+            f"{mean(mine, 'communications'):>16.0f}{mean(mine, 'bytes') / 1e6:>10.2f}"
+            f"{mean(mine, 'communicating'):>9.2f}{mean(mine, 'seconds'):>10.2f}"
+        )
+    return "\n".join(lines)
+
+
+def mean(runs: list[Run], what: str) -> float:
+    """Mean of one figure."""
+    return statistics.mean(getattr(run, what) for run in runs)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, in percent."""
+    if len(values) == 1:
+        return f"{values[0]:.1%}"
+    return f"{statistics.mean(values):.1%} ± {100 * statistics.stdev(values):.1f}"
+
+
+def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namespace) -> None:
+    """Test accuracy over communicated bytes: a line a run, one colour an optimizer."""
+    import matplotlib  # noqa: PLC0415  (on rank 0 alone)
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for number, name in enumerate(names):
+        for position, run in enumerate(run for run in runs if run.name == name):
+            points = [(sent / 1e6, 100 * right) for sent, right in run.curve if sent]
+            label = name if name == HOROVOD else f"{name}, period {options.period}"
+            axes.plot(*zip(*points, strict=True), color=f"C{number}", marker=".", alpha=0.8,
+                      linewidth=1.4, label=label if position == 0 else None)  # fmt: skip
+    axes.set(xscale="log", xlabel="MB handed to the collectives by each worker while training",
+             ylabel="test accuracy of the mean of the workers (%)")  # fmt: skip
+    axes.set_title(f"Handwritten digits, {hvd.size()} workers, {options.epochs} epochs", loc="left")
+    axes.set_ylim(bottom=80)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def results(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
+    """What is written as JSON: the figures, and where they were measured."""
+    return {
+        "command": f"horovodrun -np {hvd.size()} python examples/digits.py {' '.join(sys.argv[1:])}".strip(),
+        "options": vars(options),
+        "workers": hvd.size(),
+        "versions": {"grawa_hvd": grawa_hvd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "hardware": {"machine": platform.machine(), "cpus": len(__import__("os").sched_getaffinity(0))},
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", metavar="FILE", help=".npz with images [N, H, W] and labels [N] (default: scikit-learn's digits)")
+    add("--averaging", nargs="+", default=["lgrawa"], metavar="POLICY",
+        help="lgrawa, mgrawa, grawa, uniform; several for several runs (default: lgrawa)")  # fmt: skip
+    add("--period", type=int, default=16, help="local steps from round to round (default: %(default)s)")
+    add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
+    add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="images a step and worker (default: %(default)s)")
+    add("--lr", type=float, default=0.05, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
+    add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
+    add("--plot", type=Path, default=Path("demo.png"), help="where the picture goes (default: %(default)s)")
+    add("--json", type=Path, help="write all figures there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train with Horovod's optimizer and with ours, in turn, and compare."""
+    options = parse()
+    hvd.init()
+    data = load(options.data, hvd.rank(), hvd.size())
+    # Every rank takes as many steps as the one with the fewest images: Horovod's own optimizer would wait otherwise.
+    shortest = int(hvd.allreduce(torch.tensor(len(data.images)), op=hvd.Min, name="shortest"))
+    options.steps = -(-shortest // options.batch_size)
+    names = [HOROVOD, *options.averaging]
+    seeds = range(options.seed, options.seed + options.repeats)
+    runs = [train(name, data, seed, options) for seed in seeds for name in names]
+    if hvd.rank() == 0:
+        print(f"\n{table(runs, names)}\n")
+        plot(runs, names, options.plot, options)
+        print(f"Test accuracy over communicated bytes: {options.plot}")
+        if options.json is not None:
+            options.json.write_text(json.dumps(results(runs, options), indent=1, default=str) + "\n")
+            print(f"All figures: {options.json}")
+    hvd.barrier()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Policies: weights against the formulas, over the whole range of scores."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from grawa_hvd.averaging import (
+    GRAWA,
+    LGRAWA,
+    MGRAWA,
+    Averaging,
+    Observed,
+    Uniform,
+    inverse_norm_weights,
+    policy,
+    raise_to_floor,
+)
+from grawa_hvd.errors import AllWorkersDivergedError
+
+EPSILON = 2.0**-52
+
+
+def observed(norms: list[list[float]]) -> Observed:
+    matrix = torch.tensor(norms, dtype=torch.float64)
+    unknown = torch.full((len(norms),), math.nan, dtype=torch.float64)
+    return Observed(matrix, unknown, unknown, unknown)
+
+
+matrices = hnp.arrays(
+    np.float64,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6),
+    elements=st.one_of(st.just(0.0), st.floats(1e-150, 1e150)),
+)
+
+
+@given(matrices)
+def test_columns_of_weights_sum_to_one(scores: np.ndarray) -> None:
+    weights = inverse_norm_weights(torch.from_numpy(scores))
+    # A sum of M terms in [0, 1], each the result of two roundings.
+    torch.testing.assert_close(weights.sum(0), torch.ones(scores.shape[1], dtype=torch.float64), rtol=0,
+                               atol=4 * len(scores) * EPSILON)  # fmt: skip
+    assert (weights >= 0).all()
+
+
+@given(matrices, st.integers(-400, 400))
+def test_weights_do_not_depend_on_the_unit_of_the_scores(scores: np.ndarray, exponent: int) -> None:
+    original = torch.from_numpy(scores)
+    scaled = original * 2.0**exponent
+    assert torch.equal(inverse_norm_weights(scaled), inverse_norm_weights(original))
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-30, 1.0, 1e30, 1e300])
+def test_weights_are_inversely_proportional(unit: float) -> None:
+    weights = inverse_norm_weights(torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64) * unit)
+    torch.testing.assert_close(weights.flatten(), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7)
+
+
+def test_equal_scores_weigh_equally() -> None:
+    weights = inverse_norm_weights(torch.full((4, 3), 0.3, dtype=torch.float64))
+    assert torch.equal(weights, torch.full((4, 3), 0.25, dtype=torch.float64))
+
+
+def test_a_zero_score_has_no_weight_while_another_is_positive() -> None:
+    weights = inverse_norm_weights(torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 0.0]], dtype=torch.float64))
+    third = 1 / 3
+    expected = torch.tensor([[0.0, third], [0.5, third], [0.5, third]], dtype=torch.float64)
+    torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_has_no_weight_in_any_column(bad: float) -> None:
+    weights = inverse_norm_weights(torch.tensor([[bad, 1.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64))
+    expected = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    assert torch.equal(weights, expected)
+
+
+def test_no_finite_row_is_an_error() -> None:
+    with pytest.raises(AllWorkersDivergedError, match="none of the 2 workers"):
+        inverse_norm_weights(torch.tensor([[math.nan], [math.inf]]))
+
+
+def test_scores_of_the_policies() -> None:
+    seen = observed([[3.0, 4.0], [6.0, 8.0]])
+    assert GRAWA().scores(seen).tolist() == [[5.0, 5.0], [10.0, 10.0]]
+    assert MGRAWA().scores(seen).tolist() == [[7.0, 7.0], [14.0, 14.0]]
+    assert LGRAWA().scores(seen).tolist() == [[3.0, 4.0], [6.0, 8.0]]
+    assert Uniform().scores(seen).tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+def test_grawa_does_not_overflow_or_underflow_in_squares() -> None:
+    scores = GRAWA().scores(observed([[3e200, 4e200], [3e-200, 4e-200], [0.0, 0.0]]))
+    np.testing.assert_allclose(scores[:, 0].numpy(), [5e200, 5e-200, 0.0], rtol=4 * EPSILON)
+
+
+@given(st.floats(1e-100, 1e100), st.floats(1e-100, 1e100))
+def test_with_one_layer_all_three_are_the_same(first: float, second: float) -> None:
+    seen = observed([[first], [second]])
+    results = [p.weights(p.scores(seen)) for p in (GRAWA(), MGRAWA(), LGRAWA())]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[1], results[2])
+
+
+def test_a_floor_bounds_the_ratio_of_weights() -> None:
+    scores = torch.tensor([[1e-6], [1.0], [2.0]], dtype=torch.float64)
+    weights = LGRAWA(floor=0.5).weights(scores)
+    torch.testing.assert_close(weights.flatten(), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7)
+
+
+def test_a_floor_leaves_zeros_and_absent_workers_alone() -> None:
+    scores = torch.tensor([[0.0], [math.nan], [1.0], [3.0], [0.1]], dtype=torch.float64)
+    raised = raise_to_floor(scores, 0.5)
+    assert raised[[0, 2, 3, 4], 0].tolist() == [0.0, 1.0, 3.0, 0.5]
+    assert raised[1, 0].isnan()
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.5, math.nan])
+def test_a_floor_out_of_range_is_refused(floor: float) -> None:
+    with pytest.raises(ValueError, match=f"floor must be from 0 to 1, but is {floor}"):
+        LGRAWA(floor=floor)
+
+
+def test_policies_go_by_name_or_as_objects() -> None:
+    assert policy("lgrawa") == LGRAWA()
+    assert policy(MGRAWA(floor=0.1)) == MGRAWA(floor=0.1)
+    for wrong in ("median", 3, LGRAWA):
+        with pytest.raises(ValueError, match="averaging must be one of 'grawa', 'mgrawa', 'lgrawa', 'uniform'"):
+            policy(wrong)  # type: ignore[arg-type]
+
+
+def test_a_policy_without_scores_says_so() -> None:
+    with pytest.raises(TypeError, match=r"Averaging must override scores\(\)"):
+        Averaging().scores(observed([[1.0]]))

@@ -1,0 +1,122 @@
+"""Layouts: layers, buckets, memory orders, and what ranks compare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from grawa_hvd.layers import Groups, Layout, averaged, digest, membership, memory_strides, validated_names
+
+
+def layout_of(model: nn.Module, layers: str = "parameter", groups: Groups = None) -> Layout:
+    return Layout({p: name for name, p in model.named_parameters()}, layers, groups)
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_a_layer_is_a_parameter_tensor_in_the_order_of_named_parameters() -> None:
+    layout = layout_of(model())
+    assert layout.layer_names == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert layout.layer_of.tolist() == [0, 1, 2, 3]
+
+
+def test_tensors_of_one_module_share_a_layer_and_its_norm_is_that_of_the_joined_gradient() -> None:
+    net = model()
+    layout = layout_of(net, layers="module")
+    assert layout.layer_names == ["0", "2"]
+    net(torch.randn(5, 3)).square().sum().backward()
+    joined = [torch.cat([p.grad.flatten() for p in module.parameters()]) for module in (net[0], net[2])]  # type: ignore[union-attr]
+    torch.testing.assert_close(layout.grad_norms().float(), torch.stack([g.norm() for g in joined]))
+    net[0].zero_grad()
+    assert layout.grad_norms()[0] == -1
+    net[0].bias.grad = torch.full((4,), 2.0)
+    assert layout.grad_norms()[0] == 4
+
+
+def test_modules_need_names() -> None:
+    with pytest.raises(ValueError, match="needs named_parameters"):
+        Layout({nn.Parameter(torch.zeros(1)): "allreduce.noname.0.0"}, "module", None)
+
+
+def test_one_bucket_a_dtype() -> None:
+    net = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64), nn.Linear(2, 2)])
+    assert [bucket.members for bucket in layout_of(net).buckets] == [[0, 1, 4, 5], [2, 3]]
+
+
+def test_groups_by_number_and_by_list() -> None:
+    net = model()
+    assert [bucket.members for bucket in layout_of(net, groups=2).buckets] == [[0, 1], [2, 3]]
+    parameters = list(net.parameters())
+    listed: list[list[Tensor]] = [[parameters[3], parameters[0]]]
+    assert [bucket.members for bucket in layout_of(net, groups=listed).buckets] == [[0, 3], [1], [2]]
+    assert [bucket.members for bucket in layout_of(net, groups=9).buckets] == [[0], [1], [2], [3]]
+
+
+def test_views_have_the_parameters_memory_order() -> None:
+    weight = nn.Parameter(torch.randn(4, 3, 5, 2).to(memory_format=torch.channels_last))
+    layout = Layout({weight: "weight"}, "parameter", None)
+    (bucket,) = layout.buckets
+    buffer = bucket.new_buffer()
+    bucket.table.pack(torch.ones(1), buffer)
+    (view,) = bucket.views(buffer)
+    assert torch.equal(view, weight)
+    assert view.stride() == weight.stride()
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, 3), torch.zeros(3, 2).t(), torch.zeros(2, 1, 3), torch.zeros(()), torch.zeros(0, 3),
+     torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)],
+)  # fmt: skip
+def test_strides_of_dense_tensors_place_elements_as_their_own_do(tensor: Tensor) -> None:
+    strides = memory_strides(tensor)
+    assert all(s == own for s, own, size in zip(strides, tensor.stride(), tensor.shape, strict=True) if size > 1) or (
+        tensor.numel() == 0
+    )
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(4, 6)[:, ::2], torch.zeros(4, 6)[1:, 1:], torch.zeros(3).expand(2, 3)])
+def test_a_tensor_with_gaps_is_laid_out_row_by_row(tensor: Tensor) -> None:
+    assert memory_strides(tensor) == tuple(torch.empty(tensor.shape).stride())
+
+
+def test_descriptions_tell_names_shapes_dtypes_and_memory_orders_apart() -> None:
+    def described(tensor: Tensor, name: str = "w") -> int:
+        return digest(Layout({nn.Parameter(tensor): name}, "parameter", None).describe())
+
+    plain = torch.zeros(2, 3, 2, 2)
+    others = [torch.zeros(3, 2, 2, 2), plain.double(), plain.to(memory_format=torch.channels_last)]
+    digests = [described(plain), described(plain, "v"), *(described(other) for other in others)]
+    assert len(set(digests)) == len(digests)
+    assert described(torch.ones(2, 3, 2, 2)) == described(plain)
+    assert all(value == int(float(value)) for value in digests)
+
+
+def test_only_trained_floating_point_parameters_are_averaged() -> None:
+    frozen, trained = nn.Parameter(torch.zeros(2), requires_grad=False), nn.Parameter(torch.zeros(2))
+    integers = nn.Parameter(torch.zeros(2, dtype=torch.int32), requires_grad=False)
+    names: dict[Tensor, str] = {frozen: "frozen", trained: "trained", integers: "integers"}
+    assert list(averaged(names, lambda p: False).values()) == ["trained"]
+    assert list(averaged(names, lambda p: p is frozen).values()) == ["frozen", "trained"]
+
+
+def test_membership_notices_moves_casts_and_memory_formats() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 3, 4, 4))
+    before = membership([parameter])
+    parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    assert membership([parameter]) != before
+    before = membership([parameter])
+    parameter.data = parameter.data.double()
+    assert membership([parameter]) != before
+
+
+def test_a_tied_parameter_keeps_its_first_name() -> None:
+    net = model()
+    net[2].weight = nn.Parameter(torch.zeros(2, 4))
+    pairs = [*net.named_parameters(), ("again", net[2].weight)]
+    names = validated_names(pairs, [{"params": list(net.parameters())}])
+    assert names[net[2].weight] == "2.weight"
+    assert len(names) == 4

@@ -1,0 +1,46 @@
+"""Bad arguments are refused at the door, by name, with their value and what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grawa_hvd.settings import validated_settings
+
+GOOD: dict[str, Any] = {
+    "averaging": "lgrawa", "period": 32, "pull": 0.5, "proximity": 0.01,
+    "outer_momentum": 0.0, "scores": "local", "layers": "parameter", "groups": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("period", 0, "an integer of at least 1"),
+        ("period", 2.0, "an integer of at least 1"),
+        ("period", True, "an integer of at least 1"),
+        ("pull", -0.1, "from 0 to 1"),
+        ("pull", 1.1, "from 0 to 1"),
+        ("pull", float("nan"), "from 0 to 1"),
+        ("proximity", -1, "from 0 to the period, 32"),
+        ("proximity", 33, "from 0 to the period, 32"),
+        ("outer_momentum", 1.0, "at least 0 and below 1"),
+        ("layers", "model", '"parameter" or "module"'),
+        ("averaging", "mean", "one of"),
+        ("scores", 3, '"local", a callable'),
+    ],
+)
+def test_a_bad_argument_is_named(name: str, value: object, allowed: str) -> None:
+    with pytest.raises(ValueError, match=name) as error:
+        validated_settings(**{**GOOD, name: value})
+    assert allowed in str(error.value)
+    assert repr(value) in str(error.value)
+
+
+def test_ranks_compare_everything_but_their_own_tensors_and_functions() -> None:
+    lines = validated_settings(**{**GOOD, "scores": lambda: None}).describe()
+    assert "averaging=LGRAWA(floor=0.0)" in lines
+    assert "period=32" in lines
+    assert "scores=FreshScores(decay=0.43)" in lines
+    assert not any(" at 0x" in line or line.startswith("groups") for line in lines)
