@@ -22,6 +22,8 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 ROOT = Path(__file__).resolve().parent
 CXX_FLAGS = ["-O3", "-std=c++17" if torch.__version__ < "2.12" else "-std=c++20", "-Wall", "-fvisibility=hidden"]
+# at::parallel_for is header code: without OpenMP it compiles, and runs on one thread.
+CXX_FLAGS += ["-fopenmp"]
 
 
 def sources(folder: str, suffix: str) -> list[str]:

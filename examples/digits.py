@@ -254,7 +254,7 @@ def parse() -> argparse.Namespace:
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="images a step and worker (default: %(default)s)")
-    add("--lr", type=float, default=0.05, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
+    add("--lr", type=float, default=0.02, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
     add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
     add("--plot", type=Path, default=Path("demo.png"), help="where the picture goes (default: %(default)s)")

@@ -21,7 +21,7 @@ def take_scale(optimizer: Any) -> tuple[Tensor | None, Tensor | None]:
 
 def overflowed(found_inf: Tensor | None) -> bool:
     """Whether GradScaler found Inf or NaN in the gradients: one read by the host, as GradScaler.step does itself."""
-    return found_inf is not None and bool(found_inf.item())
+    return found_inf is not None and bool(found_inf)
 
 
 @torch.no_grad()

@@ -176,13 +176,18 @@ def membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.de
 def averaged(names: dict[Tensor, str], already: Callable[[Tensor], bool]) -> dict[Tensor, str]:
     """The parameters to average: of floating point, and trained now or at some time before.
 
-    A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding.
+    A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding. Of
+    parameters that share all their memory the first stands for all: the others would be pulled a second time.
     """
-    return {
-        parameter: name
-        for parameter, name in names.items()
-        if parameter.is_floating_point() and (parameter.requires_grad or already(parameter))
-    }
+    result: dict[Tensor, str] = {}
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    for parameter, name in names.items():
+        memory = (parameter.data_ptr(), parameter.shape, parameter.stride())
+        trained = parameter.is_floating_point() and (parameter.requires_grad or already(parameter))
+        if trained and (parameter.numel() == 0 or memory not in seen):
+            result[parameter] = name
+            seen.add(memory)
+    return result
 
 
 def digest(lines: Iterable[str]) -> int:

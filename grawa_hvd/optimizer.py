@@ -57,7 +57,9 @@ def _wrapper_of(wrapped: Any) -> Any:
             self.state.clear()
             try:
                 fresh = wrapped([{**group} for group in self.param_groups])
-            except TypeError:
+            except Exception:
+                # Some need more arguments than their groups hold. An error on this rank alone would leave the others
+                # waiting, and state that is empty is made anew by nearly every optimizer's next step.
                 return
             self.state.update(fresh.state)
 

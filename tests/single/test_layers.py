@@ -103,6 +103,13 @@ def test_only_trained_floating_point_parameters_are_averaged() -> None:
     assert list(averaged(names, lambda p: p is frozen).values()) == ["frozen", "trained"]
 
 
+def test_of_parameters_that_share_their_memory_the_first_stands_for_all() -> None:
+    first = nn.Parameter(torch.zeros(2))
+    second, empty, other_empty = nn.Parameter(first.data), nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
+    names: dict[Tensor, str] = {first: "a", second: "b", empty: "c", other_empty: "d"}
+    assert list(averaged(names, lambda p: False).values()) == ["a", "c", "d"]
+
+
 def test_membership_notices_moves_casts_and_memory_formats() -> None:
     parameter = nn.Parameter(torch.zeros(2, 3, 4, 4))
     before = membership([parameter])

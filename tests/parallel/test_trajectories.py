@@ -1,0 +1,249 @@
+"""What real ranks compute, step by step, against the float64 simulation of the formulas."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import horovod.torch as hvd
+import numpy as np
+import pytest
+import torch
+from simulation import (
+    Parameters,
+    Scheme,
+    Simulation,
+    distance_between,
+    network_batch,
+    network_gradient,
+    network_parameters,
+)
+from torch import Tensor
+
+import grawa_hvd
+
+pytestmark = pytest.mark.ranks(min=2)
+
+STEPS = 40
+# Largest error over the grid: 5e-7 of the parameters. The least mistake in a formula costs 1e-3.
+TOLERANCE = 1e-5
+
+
+class Learner:
+    """This rank's part of the run that the simulation makes: the same network in float32, the same batches."""
+
+    def __init__(self, scheme: Scheme, **options: Any) -> None:
+        self.model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+        for parameter, start in zip(self.model.parameters(), network_parameters(), strict=True):
+            parameter.data.copy_(torch.from_numpy(start))
+        self.steps = self.fresh_batches = 0
+        self.optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(self.model.parameters(), lr=scheme.lr, momentum=scheme.momentum),
+            self.model.named_parameters(),
+            averaging=scheme.averaging, period=scheme.period, pull=scheme.pull, proximity=scheme.proximity,
+            outer_momentum=scheme.outer_momentum, scores=self.fresh if scheme.scores == "fresh" else "local",
+            **options,
+        )  # fmt: skip
+
+    def backward(self, batch: int) -> Tensor:
+        inputs, targets = (torch.from_numpy(array).float() for array in network_batch(hvd.rank(), batch))
+        loss = torch.nn.functional.mse_loss(self.model(inputs), targets)
+        loss.backward()
+        return loss
+
+    def fresh(self) -> Tensor:
+        self.fresh_batches += 1
+        return self.backward(-self.fresh_batches)
+
+    def step(self) -> None:
+        self.steps += 1
+        self.optimizer.zero_grad()
+        self.backward(self.steps)
+        self.optimizer.step()
+
+    def parameters(self) -> Parameters:
+        return [parameter.detach().double().numpy().copy() for parameter in self.model.parameters()]
+
+    def center(self) -> Parameters:
+        return [tensor.double().numpy().copy() for tensor in self.optimizer.center.values()]
+
+
+def relative(found: Parameters, expected: Parameters) -> float:
+    return distance_between(found, expected) / distance_between(expected, [np.zeros_like(array) for array in expected])
+
+
+def compare(scheme: Scheme, layer_of: list[int] | None = None, **options: Any) -> dict[str, float]:
+    """Run both side by side. Nothing is asserted here: a rank that left early would leave the others waiting.
+
+    Returns:
+        The largest relative errors of the run; of weights, which are at most 1, the absolute error.
+    """
+    simulation = Simulation(scheme, [network_parameters()] * hvd.size(), network_gradient, layer_of)
+    learner = Learner(scheme, **options)
+    errors: dict[str, float] = {}
+
+    def note(name: str, error: float) -> None:
+        # A NaN must not hide behind a number.
+        errors[name] = error if not error <= errors.get(name, 0.0) else errors.get(name, 0.0)
+
+    for _ in range(STEPS):
+        simulation.step()
+        learner.step()
+        note("parameters", relative(learner.parameters(), simulation.workers[hvd.rank()]))
+        note("rounds", abs(learner.optimizer.rounds - len(simulation.rounds)))
+        if not simulation.rounds or simulation.rounds[-1].step != simulation.steps:
+            continue
+        expected, report = simulation.rounds[-1], learner.optimizer.last_round
+        note("center", relative(learner.center(), simulation.center))
+        note("weights", float(np.abs(report.weights.double().numpy() - expected.weights).max()))
+        note("distance", abs(report.distance / expected.distance - 1))
+        note("step", abs(report.step - expected.step))
+        if scheme.averaging != "uniform":
+            note("scores", relative([report.scores.double().numpy()], [expected.scores]))
+            if scheme.scores == "fresh":
+                note("losses", relative([report.losses.double().numpy()], [expected.losses]))
+    return errors
+
+
+def too_large(errors: dict[str, float], tolerance: float = TOLERANCE) -> dict[str, float]:
+    return {name: error for name, error in errors.items() if not error <= tolerance}
+
+
+GRID = [
+    pytest.param(
+        Scheme(averaging, scores, period=4, pull=pull, proximity=proximity, outer_momentum=outer_momentum),
+        id=f"{averaging}-{scores}-proximity{proximity}-pull{pull}-outer{outer_momentum}",
+    )
+    for averaging, scores, proximity, pull, outer_momentum in itertools.product(
+        ["uniform", "grawa", "mgrawa", "lgrawa"], ["local", "fresh"], [0.0, 0.3], [0.3, 1.0], [0.0, 0.7]
+    )
+]
+
+
+@pytest.mark.parametrize("scheme", GRID)
+def test_ranks_follow_the_formulas(scheme: Scheme) -> None:
+    assert not too_large(compare(scheme))
+
+
+VARIANTS = {
+    "defaults": Scheme(),
+    "period-5": Scheme(period=5, proximity=0.3),
+    "period-1": Scheme(period=1, proximity=0.3, pull=0.3),
+    "period-as-long-as-the-run": Scheme(period=STEPS),
+    "momentum": Scheme(momentum=0.9, lr=0.02, proximity=0.3),
+    "momentum-fresh-outer": Scheme("grawa", "fresh", momentum=0.9, lr=0.02, proximity=0.3, outer_momentum=0.5),
+}
+
+
+@pytest.mark.parametrize("scheme", VARIANTS.values(), ids=VARIANTS)
+def test_variants_follow_the_formulas(scheme: Scheme) -> None:
+    assert not too_large(compare(scheme))
+
+
+@pytest.mark.parametrize("averaging", ["grawa", "mgrawa", "lgrawa"])
+@pytest.mark.parametrize("scores", ["local", "fresh"])
+def test_layers_by_module_follow_the_formulas(averaging: str, scores: str) -> None:
+    scheme = Scheme(averaging, scores, proximity=0.3)
+    assert not too_large(compare(scheme, layer_of=[0, 0, 1, 1], layers="module"))
+
+
+def test_layers_are_named_as_asked() -> None:
+    names = {}
+    for layers in ("parameter", "module"):
+        learner = Learner(Scheme(period=1), layers=layers)
+        learner.step()
+        names[layers] = learner.optimizer.last_round.layer_names
+    assert names == {"parameter": ["0.weight", "0.bias", "2.weight", "2.bias"], "module": ["0", "2"]}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 4])
+def test_number_of_groups_changes_no_formula(groups: int) -> None:
+    assert not too_large(compare(Scheme(outer_momentum=0.7, proximity=0.3), groups=groups))
+
+
+def test_groups_as_lists_change_no_formula() -> None:
+    scheme = Scheme(outer_momentum=0.7, proximity=0.3)
+    simulation = Simulation(scheme, [network_parameters()] * hvd.size(), network_gradient)
+    # The groups name the model's own parameters, out of order, and leave one to itself.
+    learner = Learner(scheme)
+    first, first_bias, second, second_bias = learner.model.parameters()
+    learner.optimizer = grawa_hvd.DistributedGrawaOptimizer(
+        torch.optim.SGD(learner.model.parameters(), lr=scheme.lr), learner.model.named_parameters(),
+        groups=[[second_bias, first], [second]], period=scheme.period, proximity=0.3, outer_momentum=0.7,
+    )  # fmt: skip
+    assert first_bias.requires_grad
+    for _ in range(STEPS):
+        simulation.step()
+        learner.step()
+    errors = {
+        "parameters": relative(learner.parameters(), simulation.workers[hvd.rank()]),
+        "center": relative(learner.center(), simulation.center),
+    }
+    assert not too_large(errors)
+
+
+def test_half_precision_on_the_wire_costs_its_rounding_and_no_more(size: int) -> None:
+    """A center that travelled as float16: each worker's part is rounded once, each of M − 1 sums once, u = 2⁻¹¹.
+
+    That is at most M·u·Σ β|x|, and M·2⁻²⁵ where numbers are subnormal. A round moves workers by λ of it, so R rounds
+    by R·λ·M·u of the parameters.
+    """
+    scheme, unit = Scheme(proximity=0.3), 2.0**-11
+    simulation = Simulation(scheme, [network_parameters()] * size, network_gradient)
+    learner = Learner(scheme, compression=hvd.Compression.fp16)
+    errors: list[bool] = []
+    for step in range(1, STEPS + 1):
+        before = [[array.copy() for array in worker] for worker in simulation.workers]
+        simulation.step()
+        learner.step()
+        if step == scheme.period:
+            del before
+            weights = simulation.rounds[0].weights
+            # The simulation's own workers just before the pull are c + (x − λc) / (1 − λ) − c; solve for x.
+            own = [
+                [(x - scheme.pull * c) / (1 - scheme.pull) for x, c in zip(worker, simulation.center, strict=True)]
+                for worker in simulation.workers
+            ]
+            for index, (found, expected) in enumerate(zip(learner.center(), simulation.center, strict=True)):
+                sizes = sum(weights[m, index] * np.abs(own[m][index]) for m in range(size))
+                errors.append(bool((np.abs(found - expected) <= size * (unit * sizes + 2.0**-25) + 1e-6).all()))
+    assert all(errors)
+    rounds = len(simulation.rounds)
+    final = relative(learner.parameters(), simulation.workers[hvd.rank()])
+    assert 1e-6 < final <= rounds * scheme.pull * size * unit
+
+
+def test_half_precision_halves_the_bytes_of_the_model() -> None:
+    sent = []
+    for compression in (hvd.Compression.none, hvd.Compression.fp16):
+        learner = Learner(Scheme(period=1), compression=compression)
+        learner.step()
+        sent.append(learner.optimizer.last_round.bytes)
+    elements = sum(array.size for array in network_parameters())
+    assert sent[0] - sent[1] == 2 * elements
+
+
+def test_a_worker_without_gradient_in_a_layer_has_no_say_there() -> None:
+    """Rank 0 never uses the second layer; in the simulation its gradient there is zero."""
+    scheme = Scheme("lgrawa", period=2, pull=1.0, proximity=0.0)
+
+    def gradient(worker: int, batch: int, parameters: Parameters) -> tuple[float, Parameters]:
+        loss, gradients = network_gradient(worker, batch, parameters)
+        return loss, [g * (0.0 if worker == 0 and index >= 2 else 1.0) for index, g in enumerate(gradients)]
+
+    simulation = Simulation(scheme, [network_parameters()] * hvd.size(), gradient)
+    learner = Learner(replace(scheme))
+    for _ in range(4):
+        simulation.step()
+        learner.optimizer.zero_grad()
+        learner.steps += 1
+        learner.backward(learner.steps)
+        if hvd.rank() == 0:
+            for parameter in list(learner.model.parameters())[2:]:
+                parameter.grad = None
+        learner.optimizer.step()
+    weights = learner.optimizer.last_round.weights
+    assert weights[0, 2:].tolist() == [0.0, 0.0]
+    assert np.abs(weights.numpy() - simulation.rounds[-1].weights).max() <= TOLERANCE
+    assert relative(learner.parameters(), simulation.workers[hvd.rank()]) <= TOLERANCE
