@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,12 +29,12 @@ class RoundReport:
     losses: Tensor
     seconds: float
     bytes: int
-    _distance: Callable[[], float] = field(repr=False)
+    _distance: Tensor = field(repr=False)
 
     @property
     def distance(self) -> float:
         """The mean over workers of ‖x − c‖ just before they were pulled, of workers that took part."""
-        return self._distance()
+        return float(self._distance)
 
 
 class Reported:

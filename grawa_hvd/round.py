@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,17 +138,15 @@ def _weigh(averaging: Averaging, observed: Observed, usable: Tensor) -> tuple[Te
     return scores, weights
 
 
-def _mean_distance(distances: Tensor, diverged: bool, communicator: Communicator) -> Callable[[], float]:
-    """The mean of ‖x − c‖ over workers, summed while training goes on and read when somebody asks."""
+def _mean_distance(distances: Tensor, diverged: bool, communicator: Communicator) -> Tensor:
+    """The mean of ‖x − c‖ over workers.
+
+    It is waited for, although nothing depends on it: a rank that calls `hvd.join` while a collective of its own is
+    under way hangs, and the others with it.
+    """
     own = distances.square().sum().sqrt()
     pair = torch.stack([own, torch.ones_like(own)])
     if diverged:
         pair.zero_()
-    pending = communicator.sum_async_(pair, "distance", exact=True)
-
-    @functools.cache
-    def read() -> float:
-        pending.wait()
-        return float(pair[0] / pair[1])
-
-    return read
+    communicator.sum_async_(pair, "distance", exact=True).wait()
+    return pair[0] / pair[1]

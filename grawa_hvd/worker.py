@@ -97,8 +97,6 @@ class Worker:
     # What happens now and then.
 
     def _round(self) -> None:
-        if self.last_round is not None:
-            self.last_round.distance  # noqa: B018  (its collective's name is about to be used again)
         self._refresh_layout()
         outcome = run_round(
             self._contribution(), self._layout_now, self._center, self._communicator, self._terms, self.steps

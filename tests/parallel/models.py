@@ -64,7 +64,8 @@ def flat(tensors: nn.Module | Iterable[Tensor]) -> Tensor:
 
 def across(values: nn.Module | Iterable[Tensor]) -> Tensor:
     """The values of every rank, [M, values]; a collective."""
-    gathered: Tensor = hvd.allgather(flat(values)[None])
+    # Unnamed, it would be named by the number of operations so far, which differs across ranks after a join.
+    gathered: Tensor = hvd.allgather(flat(values)[None], name="test.across")
     return gathered
 
 

@@ -134,7 +134,7 @@ def test_fresh_ranks_take_the_state_of_a_trained_rank_0(name: str, rank: int) ->
 def test_lbfgs_is_refused_by_horovods_broadcast_as_the_plain_optimizer_is() -> None:
     model = mlp()
     optimizer = wrap(model, torch.optim.LBFGS(model.parameters()))
-    with pytest.raises(ValueError, match="cannot broadcast torch.optim.LBFGS state"):
+    with pytest.raises(ValueError, match=r"cannot broadcast torch\.optim\.LBFGS state"):
         hvd.broadcast_optimizer_state(optimizer, root_rank=0)
 
 
