@@ -3,7 +3,7 @@
 from grawa_hvd import averaging, ops, scores
 from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Uniform
 from grawa_hvd.communicator import Compression
-from grawa_hvd.errors import AllWorkersDivergedError, ScoresError
+from grawa_hvd.errors import AllWorkersDivergedError, RanksOutOfStepError, ScoresError
 from grawa_hvd.optimizer import DistributedGrawaOptimizer
 from grawa_hvd.report import RoundReport
 
@@ -16,6 +16,7 @@ __all__ = [
     "AllWorkersDivergedError",
     "Compression",
     "DistributedGrawaOptimizer",
+    "RanksOutOfStepError",
     "RoundReport",
     "ScoresError",
     "Uniform",

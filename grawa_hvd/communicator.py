@@ -44,10 +44,19 @@ class Communicator:
     Args:
         process_set: the Horovod processes that average with each other; the others train alone.
         compression: a Horovod compressor: what a buffer is turned into while it travels.
+
+    Raises:
+        ValueError: if either is something else.
     """
 
     def __init__(self, process_set: Any = global_process_set, compression: Any = Compression.none) -> None:
         hvd.size()  # raises Horovod's own error where hvd.init() was forgotten
+        if not isinstance(process_set, ProcessSet):
+            raise ValueError(f"process_set must be a horovod.torch.ProcessSet, but is {process_set!r}")
+        if not (hasattr(compression, "compress") and hasattr(compression, "decompress")):
+            raise ValueError(
+                f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"
+            )
         self._process_set = process_set
         self._compression = compression
         # Two optimizers in one process must not share collective names (horovod#2559).
@@ -68,6 +77,20 @@ class Communicator:
         """The number of workers, M."""
         return int(self._process_set.size())
 
+    def describe(self) -> list[str]:
+        """A line for each thing that ranks must agree on."""
+        return [f"compression={getattr(self._compression, '__name__', type(self._compression).__name__)}"]
+
+    def named(self, workers: list[int]) -> str:
+        """Workers by their global ranks: "rank 2", or "ranks 0, 1"."""
+        members = range(self.size) if self._is_global else self._process_set.ranks
+        ranks = [str(members[worker]) for worker in workers]
+        return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(ranks)}"
+
+    @property
+    def _is_global(self) -> bool:
+        return bool(self._process_set.process_set_id == global_process_set.process_set_id)
+
     def gather(self, row: Tensor, what: str) -> Tensor:
         """Every worker's row, [M, K], in order of rank; zeros for a rank that has joined (`hvd.join`).
 
@@ -84,7 +107,7 @@ class Communicator:
         """
         name = f"{self._prefix}.{what}"
         try:
-            if self._process_set.process_set_id != global_process_set.process_set_id:
+            if not self._is_global:
                 gathered: Tensor = hvd.allgather(row[None], name=name, process_set=self._process_set)
                 return gathered
             matrix = row.new_zeros(self.size, row.numel())

@@ -55,7 +55,7 @@ class Center:
             for pending in sums:
                 pending.wait()
         except BaseException:
-            self._forget()
+            self.forget()
             raise
         if self._momentum:
             self._move()
@@ -73,8 +73,8 @@ class Center:
         bucket.table.pack(own, velocity, base=velocity)
         return velocity
 
-    def _forget(self) -> None:
-        """A round that broke off leaves parts of sums behind: no centre is better than a wrong one."""
+    def forget(self) -> None:
+        """Have no centre, as after a round that broke off and left parts of sums behind."""
         for buffer in (*self._buffers, *self._velocities):
             buffer.zero_()
         self._unseen = set(range(len(self._layout.parameters)))

@@ -7,3 +7,7 @@ class AllWorkersDivergedError(RuntimeError):
 
 class ScoresError(RuntimeError):
     """The user's `scores` callable raised on another rank, so the round was abandoned on all of them."""
+
+
+class RanksOutOfStepError(RuntimeError):
+    """Some ranks came to a round while others entered `consensus()`: they took different numbers of steps."""

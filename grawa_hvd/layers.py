@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grawa_hvd import ops
 
+UNNAMED = "allreduce.noname."
 Groups = int | list[list[Tensor]] | None
 
 
@@ -52,7 +53,7 @@ def validated_names(
 def unnamed(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, str]]:
     """Names for parameters that were given none, as Horovod makes them."""
     return [
-        (parameter, f"allreduce.noname.{i}.{j}")
+        (parameter, f"{UNNAMED}{i}.{j}")
         for i, group in enumerate(param_groups)
         for j, parameter in enumerate(group["params"])
     ]
@@ -94,6 +95,8 @@ class Bucket:
         self.table = ops.LayerTable(self.parameters)
         self.indices = torch.tensor(members, dtype=torch.int64, device=self.parameters[0].device)
         self.name = name
+        # As they are now: what lies in a buffer stays in this order when a parameter's memory format changes.
+        self._strides = [memory_strides(parameter) for parameter in self.parameters]
 
     def new_buffer(self) -> Tensor:
         """A flat buffer of zeros for these parameters."""
@@ -104,8 +107,8 @@ class Bucket:
         """The parts of a flat buffer in the shapes and memory orders of the parameters."""
         parts = torch.split(buffer, [parameter.numel() for parameter in self.parameters])
         return [
-            part.as_strided(parameter.size(), memory_strides(parameter), part.storage_offset())
-            for part, parameter in zip(parts, self.parameters, strict=True)
+            part.as_strided(parameter.size(), strides, part.storage_offset())
+            for part, parameter, strides in zip(parts, self.parameters, self._strides, strict=True)
         ]
 
 
@@ -219,8 +222,8 @@ def _dimension_order(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _module_of(name: str) -> str:
-    if name.startswith("allreduce.noname."):
-        raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
+    if name.startswith(UNNAMED):  # as parameters are that add_param_group brought: each is a layer of its own
+        return name
     module, _, _ = name.rpartition(".")
     return module or "(root)"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -55,13 +55,12 @@ def _wrapper_of(wrapped: Any) -> Any:
         def _reset_state(self) -> None:
             """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
             self.state.clear()
-            try:
-                fresh = wrapped([{**group} for group in self.param_groups])
-            except Exception:
-                # Some need more arguments than their groups hold. An error on this rank alone would leave the others
-                # waiting, and state that is empty is made anew by nearly every optimizer's next step.
-                return
-            self.state.update(fresh.state)
+            for arguments in (self.defaults, {}):
+                # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
+                # leave the others waiting, and nearly every optimizer's next step fills state that is empty.
+                with suppress(Exception):
+                    self.state.update(wrapped([{**group} for group in self.param_groups], **arguments).state)
+                    return
 
         def synchronize(self) -> None:
             """Nothing: gradients are a worker's own. Here for scripts that clip between backward and step."""
@@ -103,7 +102,8 @@ def _wrapper_of(wrapped: Any) -> Any:
         def _scaled_step(self, closure: Callable[[], Any] | None) -> Any:
             """A step under GradScaler: it counts on every rank, also where gradients overflowed."""
             if self._wrapped_scales:
-                found_inf = self.found_inf
+                # Without any gradient GradScaler's sum over devices is the integer 0.
+                found_inf = torch.as_tensor(self.found_inf)
                 result = super().step(closure)
                 self._worker.after_step(found_inf=found_inf)
                 return result
@@ -247,12 +247,16 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     if num_groups != 0:
         warnings.warn("num_groups is the old name of groups", DeprecationWarning, stacklevel=2)
         groups = num_groups if groups is None else groups
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, but is a {type(optimizer).__name__}")
     if type(optimizer).__module__ == HOROVOD_MODULE:
         raise ValueError(
             f"optimizer must be a plain torch optimizer, but this {type(optimizer).__name__} is distributed"
         )
     passes = _checked_passes(backward_passes_per_step)
     settings = validated_settings(averaging, period, pull, proximity, outer_momentum, scores, layers, groups)
+    if layers == "module" and named_parameters is None:
+        raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
     names = validated_names(named_parameters, optimizer.param_groups)
     wrapped: Any = type(optimizer)
     wrapper = _wrapper_of(wrapped)

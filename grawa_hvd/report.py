@@ -13,23 +13,23 @@ class RoundReport:
     """One completed round of M workers and L layers.
 
     Attributes:
-        step: this worker's local steps when the round took place.
         weights: β, [M, L]; columns sum to 1.
         scores: s, [M, L]; NaN in the rows of workers that were left out.
         layer_names: L names.
         losses: mean loss that each worker reported since the previous round, [M]; NaN where none was reported.
-        seconds: wall time of the round on this worker, waiting for the others included.
         bytes: what this worker handed to the collectives.
+        step: this worker's local steps when the round took place.
+        seconds: wall time of the round on this worker, waiting for the others included.
     """
 
-    step: int
     weights: Tensor
     scores: Tensor
     layer_names: list[str]
     losses: Tensor
-    seconds: float
     bytes: int
     _distance: Tensor = field(repr=False)
+    step: int = 0
+    seconds: float = 0.0
 
     @property
     def distance(self) -> float:

@@ -48,9 +48,9 @@ def validated_settings(
     """
     if isinstance(period, bool) or not isinstance(period, int) or period < 1:
         raise ValueError(f"period must be an integer of at least 1, but is {period!r}")
-    _check_range("pull", pull, 0 <= pull <= 1, "from 0 to 1")
-    _check_range("proximity", proximity, 0 <= proximity <= period, f"from 0 to the period, {period}")
-    _check_range("outer_momentum", outer_momentum, 0 <= outer_momentum < 1, "at least 0 and below 1")
+    _check_range("pull", pull, lambda x: 0 <= x <= 1, "from 0 to 1")
+    _check_range("proximity", proximity, lambda x: 0 <= x <= period, f"from 0 to the period, {period}")
+    _check_range("outer_momentum", outer_momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
     if layers not in ("parameter", "module"):
         raise ValueError(f'layers must be "parameter" or "module", but is {layers!r}')
     return Settings(
@@ -59,6 +59,6 @@ def validated_settings(
     )  # fmt: skip
 
 
-def _check_range(name: str, value: float, right: bool, allowed: str) -> None:
-    if not right:
+def _check_range(name: str, value: Any, right: Callable[[float], bool], allowed: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not right(value):
         raise ValueError(f"{name} must be {allowed}, but is {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd.agreement import Progress, Terms, agree, refuse_difference
+from grawa_hvd.agreement import Progress, Terms
 from grawa_hvd.communicator import Communicator
 from grawa_hvd.consensus import Center, plain_mean
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.layers import Layout, averaged, membership
+from grawa_hvd.meeting import NEVER_MET, Contribution, Meeting, Purpose, meet
 from grawa_hvd.report import Reported, RoundReport
-from grawa_hvd.round import Contribution, run_round
+from grawa_hvd.round import run_round
 from grawa_hvd.scores import FreshScores, LocalScores, NormEstimate
 from grawa_hvd.settings import Settings
 
@@ -48,6 +50,7 @@ class Worker:
         self._observes = settings.averaging.uses_gradients and isinstance(settings.scores, LocalScores)
         self._proximity = settings.proximity / settings.period
         self.reported = Reported()
+        self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self.restart()
 
     @property
@@ -56,19 +59,25 @@ class Worker:
         return self._communicator.active
 
     def restart(self) -> None:
-        """Stand where a new run starts; the next step agrees with the other ranks anew."""
+        """Stand where a new run starts; the next step meets the other ranks anew."""
         self.steps = self.since_round = self.rounds = 0
         self.last_round: RoundReport | None = None
         self._layout: Layout | None = None
-        self._agreed = False
+        self._arrived = False
         self.reported.restart()
 
     # The path of a local step.
 
+    @torch.no_grad()
     def before_step(self) -> None:
-        """At the first step, and the first after a load, agree with the other ranks on where the run stands."""
-        if not self._agreed and self.active:
-            self._agree()
+        """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
+        if self._arrived or not self.active:
+            return
+        self._refresh_layout()
+        meeting = self._meet(Purpose.ARRIVAL, self._nothing())
+        self._arrived = True
+        if meeting.round_due:
+            self._round()
 
     @torch.no_grad()
     def after_step(self, consumed: bool = True, found_inf: Tensor | None = None) -> None:
@@ -78,7 +87,7 @@ class Worker:
             consumed: False if the step left the parameters alone, because its gradients had overflowed.
             found_inf: the same where only the device knows: positive then.
         """
-        if not self._agreed:
+        if not self._arrived:
             return
         if self._observes and consumed:
             norms = self._layout_now.grad_norms()
@@ -89,6 +98,7 @@ class Worker:
             self._center.pull_(self._proximity)
         self.steps += 1
         self.since_round += 1
+        self._taken += 1
         if self.since_round >= self._settings.period:
             self.since_round = 0
             if self.active:
@@ -97,17 +107,46 @@ class Worker:
     # What happens now and then.
 
     def _round(self) -> None:
+        start = time.perf_counter()
         self._refresh_layout()
-        outcome = run_round(
-            self._contribution(), self._layout_now, self._center, self._communicator, self._terms, self.steps
-        )
-        self.rounds = outcome.rounds
-        self.last_round = outcome.report
+        meeting = self._meet(Purpose.ROUND, self._contribution())
+        try:
+            report, diverged = run_round(meeting, self._layout_now, self._center, self._communicator, self._settings)
+        except AllWorkersDivergedError:
+            self._estimate.restart()  # for a user who puts back good parameters and goes on
+            raise
+        self.rounds = 1 + max(place.rounds for place in meeting.progress.values())
         self.reported.restart()
-        if outcome.diverged:
+        if diverged:
             self._reset_optimizer()
-        if outcome.diverged or isinstance(self._settings.scores, LocalScores):
+        if diverged or isinstance(self._settings.scores, LocalScores):
             self._estimate.restart()
+        report.step, report.seconds = self.steps, time.perf_counter() - start
+        self.last_round = report
+
+    def _meet(self, purpose: Purpose, contribution: Contribution) -> Meeting:
+        """Meet the other ranks; while some of them arrive, let those take their places first."""
+        while True:
+            progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
+            row = Meeting.row(purpose, contribution, progress, self._taken, self._layout_now, self._terms)
+            meeting = meet(row, contribution, self._terms, self._communicator)
+            if not (meeting.arriving and purpose is not Purpose.ARRIVAL):
+                self._taken = 0
+            if meeting.adopting:
+                self._adopt(meeting)
+            if purpose is Purpose.ARRIVAL or not meeting.arriving:
+                return meeting
+
+    def _adopt(self, meeting: Meeting) -> None:
+        place, rank = meeting.progress[meeting.leader], self._communicator.rank
+        if rank in meeting.adopting:
+            self._estimate.restart()
+            self.steps, self.rounds = place.steps, place.rounds
+            self.since_round = place.since_round - meeting.behind(rank)
+        if place.has_center:
+            self._center.adopt_(rank == meeting.leader, self._communicator)
+        else:
+            self._center.forget()
 
     def _contribution(self) -> Contribution:
         failure = None
@@ -115,7 +154,7 @@ class Worker:
         if self._settings.averaging.uses_gradients and isinstance(source, FreshScores):
             failure = self._take_fresh_gradients(source)
         norms = self._estimate.value() if self._settings.averaging.uses_gradients else self._layout_now.numbers([])
-        return Contribution(norms, self.reported.row(), self.rounds, failure)
+        return Contribution(norms, self.reported.row(), failure)
 
     def _take_fresh_gradients(self, source: FreshScores) -> Exception | None:
         """Run the user's callable; what it raises must not leave the other ranks waiting, so it is returned."""
@@ -133,19 +172,10 @@ class Worker:
                 parameter.grad = gradient
         return None
 
-    @torch.no_grad()
-    def _agree(self) -> None:
-        self._refresh_layout()
-        progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
-        agreement = agree(self._layout_now, self._terms, progress, self._communicator)
-        if agreement.leader is not None:
-            place = agreement.progress
-            if progress != place:
-                self._estimate.restart()
-            self.steps, self.since_round, self.rounds = place.steps, place.since_round, place.rounds
-            if place.has_center:
-                self._center.adopt_(self._communicator.rank == agreement.leader, self._communicator)
-        self._agreed = True
+    def _nothing(self) -> Contribution:
+        """A contribution as long as one to a round, for ranks that have come for something else."""
+        layers = len(self._layout_now.layer_names) if self._settings.averaging.uses_gradients else 0
+        return Contribution(self._layout_now.numbers([0.0] * layers))
 
     @contextmanager
     def consensus(self) -> Iterator[None]:
@@ -153,18 +183,13 @@ class Worker:
         if not self.active:
             yield
             return
-        self.before_step()
-        self._refresh_layout()
-        layout = self._layout_now
-        finite = bool(layout.table.norms().isfinite().all())
-        rows = self._communicator.gather(layout.numbers([1, self._terms.digest, finite]), "consensus")
-        present = rows[rows[:, 0] == 1]
-        if len(torch.unique(present[:, 1])) > 1:
-            refuse_difference(self._terms, self._communicator)
-        count = int(present[:, 2].sum())
-        if count == 0:
-            raise AllWorkersDivergedError(f"none of the {len(present)} workers has finite parameters")
-        with plain_mean(layout, 1 / count if finite else 0.0, self._communicator):
+        with torch.no_grad():
+            self._refresh_layout()
+            meeting = self._meet(Purpose.CONSENSUS, self._nothing())
+        if not meeting.finite:
+            raise AllWorkersDivergedError(f"none of the {len(meeting.present)} workers has finite parameters")
+        weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
+        with plain_mean(self._layout_now, weight, self._communicator):
             yield
 
     # The layout, and what is laid out by it.
@@ -193,7 +218,7 @@ class Worker:
             })  # fmt: skip
             estimate.load(layout.layer_names, self._estimate.state(old.layer_names))
         self._layout, self._center, self._estimate = layout, center, estimate
-        self._terms = Terms(self._settings, layout)
+        self._terms = Terms(self._settings.describe(), self._communicator.describe(), layout.describe())
 
     @property
     def center(self) -> dict[str, Tensor] | None:

@@ -104,7 +104,7 @@ def test_center_is_bitwise_the_same_on_every_rank(averaging: str, outer_momentum
 
 @by_dtype
 @pytest.mark.parametrize("outer_momentum", [0.0, 0.7])
-@pytest.mark.parametrize("averaging", POLICIES)
+@pytest.mark.parametrize("averaging", ["lgrawa", "uniform"])
 def test_full_pull_makes_models_bitwise_the_center(averaging: str, outer_momentum: float, dtype: torch.dtype) -> None:
     model = network(dtype)
     optimizer = averaged_sgd(model, averaging=averaging, period=3, pull=1.0, outer_momentum=outer_momentum)
@@ -254,11 +254,15 @@ def bytes_held(root: object, model: torch.nn.Module) -> int:
 def test_memory_is_one_model_and_with_outer_momentum_two(
     dtype: torch.dtype, outer_momentum: float, models: int, tmp_path: Path
 ) -> None:
+    """Held after a round, and allocated at the worst moment of the first one: that of the buffers' making included.
+
+    The profiler does not see what Horovod's thread frees: a buffer handed to Horovod counts from its making on.
+    """
     model, model_bytes = wide_network(dtype)
     optimizer = averaged_sgd(model, period=2, outer_momentum=outer_momentum)
     torch.optim.SGD(model.parameters(), lr=0.0).step()  # what torch itself sets up at its first step
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        for _ in range(4):
+        for _ in range(2):
             optimizer.step()
     held = bytes_held(optimizer, model)
     profile.export_chrome_trace(str(tmp_path / "trace.json"))
@@ -268,7 +272,7 @@ def test_memory_is_one_model_and_with_outer_momentum_two(
     for _, change in changes:
         allocated += change
         peak = max(peak, allocated)
-    assert optimizer.rounds == 2
+    assert optimizer.rounds == 1
     # Something is kept, and the walk found it.
     assert models * model_bytes <= held <= (models + 0.05) * model_bytes + SLACK
     assert models * model_bytes <= peak <= (models + 0.05) * model_bytes + SLACK

@@ -36,9 +36,10 @@ def test_tensors_of_one_module_share_a_layer_and_its_norm_is_that_of_the_joined_
     assert layout.grad_norms()[0] == 4
 
 
-def test_modules_need_names() -> None:
-    with pytest.raises(ValueError, match="needs named_parameters"):
-        Layout({nn.Parameter(torch.zeros(1)): "allreduce.noname.0.0"}, "module", None)
+def test_parameters_without_names_are_layers_of_their_own() -> None:
+    names: dict[Tensor, str] = {nn.Parameter(torch.zeros(1)): name for name in ("a.weight", "a.bias")}
+    names |= {nn.Parameter(torch.zeros(1)): f"allreduce.noname.1.{j}" for j in range(2)}
+    assert Layout(names, "module", None).layer_names == ["a", "allreduce.noname.1.0", "allreduce.noname.1.1"]
 
 
 def test_one_bucket_a_dtype() -> None:

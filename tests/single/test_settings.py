@@ -20,6 +20,8 @@ GOOD: dict[str, Any] = {
         ("period", 0, "an integer of at least 1"),
         ("period", 2.0, "an integer of at least 1"),
         ("period", True, "an integer of at least 1"),
+        ("pull", "half", "from 0 to 1"),
+        ("proximity", None, "from 0 to the period, 32"),
         ("pull", -0.1, "from 0 to 1"),
         ("pull", 1.1, "from 0 to 1"),
         ("pull", float("nan"), "from 0 to 1"),
