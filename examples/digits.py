@@ -237,7 +237,11 @@ def results(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
         "command": f"horovodrun -np {hvd.size()} python examples/digits.py {' '.join(sys.argv[1:])}".strip(),
         "options": vars(options),
         "workers": hvd.size(),
-        "versions": {"grawa_hvd": grawa_hvd.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "grawa_hvd": grawa_hvd.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "hardware": {"machine": platform.machine(), "cpus": len(__import__("os").sched_getaffinity(0))},
         "runs": [asdict(run) for run in runs],
     }

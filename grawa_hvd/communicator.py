@@ -164,9 +164,11 @@ class _PiecewiseSum:
 
     def wait(self) -> None:
         size = max(SMALLEST_PIECE, -(-self._buffer.numel() // BFLOAT16_PIECES))
+        staging = torch.empty(min(size, self._buffer.numel()), dtype=torch.float32, device=self._buffer.device)
         for index, piece in enumerate(torch.split(self._buffer, size)):
+            wire = staging[: piece.numel()].copy_(piece)
             name = f"{self._name}.{index}"
-            piece.copy_(hvd.allreduce_(piece.float(), name=name, op=hvd.Sum, process_set=self._process_set))
+            piece.copy_(hvd.allreduce_(wire, name=name, op=hvd.Sum, process_set=self._process_set))
 
 
 def built_transports() -> dict[str, bool]:

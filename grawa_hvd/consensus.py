@@ -117,7 +117,7 @@ class Center:
                 for index, view in zip(bucket.members, bucket.views(buffer), strict=True):
                     if index not in self._unseen:
                         result.setdefault(index, {})[kind] = view
-        return result
+        return dict(sorted(result.items()))
 
     def load(self, state: dict[int, dict[str, Tensor]]) -> None:
         """Take over what `state` returned, here or in another process; parameters that it lacks start unseen.

@@ -153,9 +153,10 @@ def _check_purposes(meeting: Meeting, communicator: Communicator) -> None:
         for purpose in (Purpose.ROUND, Purpose.CONSENSUS)
     }
     if all(came_for.values()):
+        at_round, at_consensus = map(communicator.named, came_for.values())
         raise RanksOutOfStepError(
-            f"{communicator.named(came_for[Purpose.ROUND])} came to a round when {communicator.named(came_for[Purpose.CONSENSUS])} entered "
-            "consensus(): the ranks took different numbers of steps. Ranks with fewer batches call hvd.join() first"
+            f"{at_round} came to a round when {at_consensus} entered consensus(): the ranks took different numbers "
+            "of steps. Ranks with fewer batches call hvd.join() first"
         )
 
 
@@ -167,7 +168,8 @@ def _check_start(meeting: Meeting, communicator: Communicator) -> None:
     other = [rank for rank in meeting.present if meeting.parameters[rank] != meeting.parameters[first]]
     if other:
         warnings.warn(
-            f"the initial parameters of {communicator.named(other)} differ from those of {communicator.named([first])}: did you forget "
+            f"the initial parameters of {communicator.named(other)} differ from those of "
+            f"{communicator.named([first])}: did you forget "
             "hvd.broadcast_parameters(model.state_dict(), root_rank=0)?",
             stacklevel=2,
         )

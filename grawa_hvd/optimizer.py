@@ -55,7 +55,8 @@ def _wrapper_of(wrapped: Any) -> Any:
         def _reset_state(self) -> None:
             """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
             self.state.clear()
-            for arguments in (self.defaults, {}):
+            no_arguments: dict[str, Any] = {}
+            for arguments in (self.defaults, no_arguments):
                 # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
                 # leave the others waiting, and nearly every optimizer's next step fills state that is empty.
                 with suppress(Exception):
@@ -103,9 +104,9 @@ def _wrapper_of(wrapped: Any) -> Any:
             """A step under GradScaler: it counts on every rank, also where gradients overflowed."""
             if self._wrapped_scales:
                 # Without any gradient GradScaler's sum over devices is the integer 0.
-                found_inf = torch.as_tensor(self.found_inf)
+                overflow = torch.as_tensor(self.found_inf)
                 result = super().step(closure)
-                self._worker.after_step(found_inf=found_inf)
+                self._worker.after_step(found_inf=overflow)
                 return result
             scale, found_inf = amp.take_scale(self)
             skipped = amp.overflowed(found_inf)

@@ -81,7 +81,7 @@ def test_uniform_every_step_is_hvd_distributed_optimizer(dtype: torch.dtype, siz
         found.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     ours, horovods = found
     torch.manual_seed(0)
-    largest = max(float(parameter.abs().max()) for parameter in torch.nn.Linear(5, 2).parameters())
+    largest = max(parameter.abs().max().item() for parameter in torch.nn.Linear(5, 2).parameters())
     assert float((ours - horovods).abs().max()) <= steps * (2 * size + 2) * torch.finfo(dtype).eps * largest
     assert same_on_all_ranks([ours])
 

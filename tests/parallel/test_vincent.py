@@ -16,7 +16,7 @@ import grawa_hvd
 
 LOWEST, HIGHEST = 0.25, 10.0
 CORNERS = [(LOWEST, LOWEST), (LOWEST, HIGHEST), (HIGHEST, LOWEST), (HIGHEST, HIGHEST)]
-STEPS = 600
+STEPS = 500
 # sin(10·ln x) = 1 at ln x = (π/2 + 2πk) / 10.
 FLATTEST = math.exp((math.pi / 2 + 6 * math.pi) / 10)
 SHARPER = math.exp((math.pi / 2 + 4 * math.pi) / 10)
