@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
 import grawa_hvd
@@ -145,12 +147,13 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
 
     run = Run(name, seed)
     order = torch.Generator().manual_seed(1000 * seed + hvd.rank())
-    bar = tqdm(total=options.epochs, desc=f"{name}, seed {seed}", disable=hvd.rank() != 0, file=sys.stdout, leave=False)
+    bar = tqdm(total=options.epochs, desc=f"{name}, seed {seed}", disable=hvd.rank() != 0,
+               file=sys.stdout, leave=False, mininterval=2)  # fmt: skip
     for _ in range(options.epochs):
         start = time.perf_counter()
         for batch in torch.randperm(len(data.images), generator=order).split(options.batch_size)[: options.steps]:
             optimizer.zero_grad()
-            F.cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
+            functional.cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
             optimizer.step()
             meter.after_step()
         run.seconds += time.perf_counter() - start
@@ -183,9 +186,8 @@ def evaluation(optimizer: Any) -> AbstractContextManager[None]:
 
 def table(runs: list[Run], names: list[str]) -> str:
     """Means over the seeds, with the standard deviation of the accuracy where there are several."""
-    lines = [
-        f"{'':28}{'test accuracy':>16}{'own model':>16}{'communications':>16}{'MB sent':>10}{'s comm.':>9}{'s in all':>10}"
-    ]
+    columns = {"test accuracy": 16, "own model": 16, "communications": 16, "MB sent": 10, "s comm.": 9, "s in all": 10}
+    lines = [" " * 28 + "".join(f"{column:>{width}}" for column, width in columns.items())]
     for name in names:
         mine = [run for run in runs if run.name == name]
         lines.append(
@@ -239,10 +241,11 @@ def results(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
         "workers": hvd.size(),
         "versions": {
             "grawa_hvd": grawa_hvd.__version__,
+            "horovod": metadata.version("horovod"),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "hardware": {"machine": platform.machine(), "cpus": len(__import__("os").sched_getaffinity(0))},
+        "hardware": {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0))},
         "runs": [asdict(run) for run in runs],
     }
 
@@ -258,7 +261,7 @@ def parse() -> argparse.Namespace:
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="images a step and worker (default: %(default)s)")
-    add("--lr", type=float, default=0.02, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
+    add("--lr", type=float, default=0.03, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
     add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
     add("--plot", type=Path, default=Path("demo.png"), help="where the picture goes (default: %(default)s)")

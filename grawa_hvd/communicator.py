@@ -52,7 +52,7 @@ class Communicator:
     def __init__(self, process_set: Any = global_process_set, compression: Any = Compression.none) -> None:
         hvd.size()  # raises Horovod's own error where hvd.init() was forgotten
         if not isinstance(process_set, ProcessSet):
-            raise ValueError(f"process_set must be a horovod.torch.ProcessSet, but is {process_set!r}")
+            raise ValueError(f"process_set must be an hvd.ProcessSet, but is {process_set!r}")
         if not (hasattr(compression, "compress") and hasattr(compression, "decompress")):
             raise ValueError(
                 f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"

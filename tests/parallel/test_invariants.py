@@ -55,7 +55,7 @@ def raw(tensors: Iterator[Tensor] | list[Tensor]) -> Tensor:
 
 
 def same_on_all_ranks(tensors: Iterator[Tensor] | list[Tensor]) -> bool:
-    everywhere = hvd.allgather(raw(tensors)[None])
+    everywhere = hvd.allgather(raw(tensors)[None], name="raw")
     return bool((everywhere == everywhere[:1]).all())
 
 
@@ -144,7 +144,7 @@ def test_weights_of_each_layer_sum_to_one(averaging: str, layers: str, size: int
 
 def mean_of_workers(parameter: Tensor) -> tuple[Tensor, Tensor]:
     """The plain mean over ranks, in float64, and that of absolute values."""
-    everywhere = hvd.allgather(parameter.detach().double()[None])
+    everywhere = hvd.allgather(parameter.detach().double()[None], name="parameter")
     return everywhere.mean(dim=0), everywhere.abs().mean(dim=0)
 
 

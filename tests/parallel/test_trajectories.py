@@ -25,8 +25,8 @@ import grawa_hvd
 pytestmark = pytest.mark.ranks(min=2)
 
 STEPS = 40
-# Largest relative error of the grid and the variants, measured on 2 ranks: 8e-7 (distance), 5e-7 (parameters).
-TOLERANCE = 1e-5
+# Four float32 roundings of a parameter a step (gradient, update, proximity, pull), all in one direction: 9.5e-6.
+TOLERANCE = 4 * STEPS * 2.0**-24
 
 
 class Learner:
@@ -113,10 +113,7 @@ def too_large(errors: dict[str, float], tolerance: float = TOLERANCE) -> dict[st
     return {name: error for name, error in errors.items() if not error <= tolerance}
 
 
-# Uniform weights need no scores: one kind is enough there.
-POLICIES = [("uniform", "local"), *itertools.product(["grawa", "mgrawa", "lgrawa"], ["local", "fresh"])]
-# The whole product for lgrawa; of the other policies, which differ in their scores alone, the half in which any two
-# settings still meet in all their combinations.
+POLICIES = itertools.product(["uniform", "grawa", "mgrawa", "lgrawa"], ["local", "fresh"])
 GRID = [
     pytest.param(
         Scheme(averaging, scores, period=5, pull=pull, proximity=proximity, outer_momentum=outer_momentum),
@@ -125,7 +122,6 @@ GRID = [
     for (averaging, scores), proximity, pull, outer_momentum in itertools.product(
         POLICIES, [0.0, 0.3], [0.3, 1.0], [0.0, 0.7]
     )
-    if averaging == "lgrawa" or ((proximity > 0) + (pull < 1) + (outer_momentum > 0)) % 2
 ]
 
 
@@ -136,7 +132,6 @@ def test_ranks_follow_the_formulas(scheme: Scheme) -> None:
 
 VARIANTS = {
     "defaults": Scheme(),
-    "uniform-with-a-callable": Scheme("uniform", "fresh"),
     "period-1": Scheme(period=1, proximity=0.3, pull=0.3),
     "period-as-long-as-the-run": Scheme(period=STEPS),
     "momentum": Scheme(momentum=0.9, lr=0.02, proximity=0.3),
