@@ -14,6 +14,9 @@ from torch import nn
 
 import grawa_hvd
 
+# What is tested here does not depend on how many ranks there are.
+pytestmark = pytest.mark.ranks(2)
+
 OPTIMIZERS = sorted(
     name for name, kind in vars(torch.optim).items()
     if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
@@ -174,7 +177,6 @@ def test_integer_parameters_without_gradient_are_left_out_of_it() -> None:
     assert model.which.tolist() == [1, 3]
 
 
-@pytest.mark.ranks(min=2)
 def test_parameters_that_were_broadcast_raise_no_warning(rank: int, recwarn: pytest.WarningsRecorder) -> None:
     model = mlp(seed=rank)
     optimizer = grawa_hvd.DistributedGrawaOptimizer(sgd(model, momentum=0.9), model.named_parameters())

@@ -17,6 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import grawa_hvd
 from grawa_hvd import DistributedGrawaOptimizer
 
+# What is tested here does not depend on how many ranks there are.
+pytestmark = pytest.mark.ranks(2)
+
 
 def weight_and_bias() -> list[nn.Parameter]:
     return list(nn.Linear(2, 1).parameters())
@@ -169,7 +172,6 @@ def test_two_optimizers_of_a_gan_take_turns_with_requires_grad() -> None:
     assert equal_on_all_ranks([*generator.parameters(), *critic.parameters()])
 
 
-@pytest.mark.ranks(min=2)
 def test_a_script_that_clips_inside_skip_synchronize_still_averages() -> None:
     model = mlp()
     optimizer = wrap(model, pull=1.0)
@@ -425,7 +427,6 @@ def test_a_parameter_group_that_is_added_is_averaged_with_layers_of_modules_too(
     assert len(optimizer.center) == 4
 
 
-@pytest.mark.ranks(min=2)
 def test_frozen_parameters_stay_as_they_are_and_do_not_travel_until_they_are_unfrozen(rank: int) -> None:
     model, whole = mlp(), mlp()
     model[0].requires_grad_(False)

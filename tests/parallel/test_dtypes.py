@@ -10,6 +10,9 @@ import torch
 from models import across, equal_on_all_ranks, errors, set_gradients, wrap
 from torch import Tensor, nn
 
+# What is tested here does not depend on how many ranks there are.
+pytestmark = pytest.mark.ranks(2)
+
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 CHANNELS_LAST = torch.channels_last
 
@@ -154,7 +157,6 @@ def test_empty_and_0_dimensional_parameters_travel() -> None:
     assert_rounds_are_right(model)
 
 
-@pytest.mark.ranks(min=2)
 @pytest.mark.parametrize("changed_at", ["start", "after a round"])
 def test_memory_formats_that_differ_across_ranks_are_an_error_everywhere_or_handled(
     changed_at: str, rank: int, size: int

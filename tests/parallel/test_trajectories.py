@@ -22,7 +22,7 @@ from torch import Tensor
 
 import grawa_hvd
 
-pytestmark = pytest.mark.ranks(min=2)
+pytestmark = pytest.mark.ranks(4)
 
 STEPS = 40
 # Four float32 roundings of a parameter a step (gradient, update, proximity, pull), all in one direction: 9.5e-6.
