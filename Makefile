@@ -9,10 +9,10 @@ CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 NP ?= 2 4
 ARGS ?=
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format cuda-check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## train on handwritten digits with 4 workers; ARGS="..." goes to examples/digits.py
 	@$(SETUP) examples
@@ -41,7 +41,10 @@ format: ## ruff and clang-format, in place
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
+cuda-check: ## compile the CUDA kernels (no GPU needed), load them, list registers and spills; the first time, 3 GB of download
+	@timeout 3600 $(PYTHON) scripts/cuda_check.py $(ARGS)
+
 clean: ## remove the environments and all that was built
-	rm -rf .venv .venv-torch-* build dist ./*.egg-info grawa_hvd/_C*.so
+	rm -rf .venv .venv-torch-* .venv-cuda build dist ./*.egg-info grawa_hvd/_C*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,10 +29,14 @@ bool in_wire_order(const at::Tensor& param, const std::vector<int64_t>& strides)
   return true;
 }
 
+at::Device device_of(const std::vector<at::Tensor>& params) {
+  return params.empty() ? at::Device(at::kCPU) : params[0].device();
+}
+
 void check_params(const std::vector<at::Tensor>& params) {
   for (size_t i = 0; i < params.size(); ++i) {
     check_strided(params[i], "params", i);
-    check_list_entry(params[i], "params", i, at::kCPU);
+    check_list_entry(params[i], "params", i, device_of(params));
     check_writable(params[i], "params", i);
   }
 }
@@ -40,7 +44,7 @@ void check_params(const std::vector<at::Tensor>& params) {
 }  // namespace
 
 LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
-    : chunks_((check_params(params), cpu::numels_of(params))), has_grad_(params.size()) {
+    : device_(device_of(params)), chunks_((check_params(params), cpu::numels_of(params))), has_grad_(params.size()) {
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& param = params[i];
     layers_.push_back(
@@ -49,10 +53,9 @@ LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector
   work_.spans.resize(layers_.size());
   work_.partials.reserve(chunks_.chunks());
   work_.scalars.reserve(layers_.size());
-}
-
-bool LayerTable::on_cpu() const {
-  return std::all_of(layers_.begin(), layers_.end(), [](const Layer& layer) { return layer.param.is_cpu(); });
+  if (device_.is_cpu()) return;
+  const std::vector<int64_t> numels = cpu::numels_of(params);
+  tables_.reset(new DeviceTables{{numels, device_, true}, {numels, device_, true}});
 }
 
 at::ScalarType LayerTable::norm_dtype() const {
@@ -67,7 +70,7 @@ void LayerTable::gather_params(cpu::Access access) {
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
     const at::Tensor& param = layer.param;
-    check_list_entry(param, "params", i, at::kCPU);
+    check_list_entry(param, "params", i, device_);
     TORCH_CHECK(param.sizes() == layer.sizes, "params[", i, "] has changed its shape from ",
                 at::IntArrayRef(layer.sizes), " to ", param.sizes(), ": build a new LayerTable");
     if (in_wire_order(param, layer.strides)) {
@@ -76,25 +79,21 @@ void LayerTable::gather_params(cpu::Access access) {
       if (access == cpu::Access::kWrite) check_writable(param, "params", i);
       work_.spans[i] = cpu::copy_span(param, layer.strides, work_);
     }
+    if (tables_) tables_->params.set(i, work_.spans[i], chunks_.numel(i));
   }
 }
 
-at::Tensor LayerTable::grad_norms() {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!grad_norms_.defined() || grad_norms_.scalar_type() != norm_dtype()) {
-    const c10::InferenceMode outlives_the_block(false);
-    grad_norms_ = at::empty({static_cast<int64_t>(layers_.size())}, norm_dtype());
-  }
+void LayerTable::gather_grads() {
   work_.copies.clear();
-  bool has_sparse = false;
+  has_sparse_ = false;
   for (size_t i = 0; i < layers_.size(); ++i) {
     const at::Tensor& grad = layers_[i].param.grad();
     has_grad_[i] = grad.defined();
     work_.spans[i] = Span();
     if (!grad.defined()) continue;
-    check_list_entry(grad, "grads", i, at::kCPU);
+    check_list_entry(grad, "grads", i, device_);
     if (grad.is_sparse()) {
-      has_sparse = true;
+      has_sparse_ = true;
       continue;
     }
     check_strided(grad, "grads", i);
@@ -102,14 +101,46 @@ at::Tensor LayerTable::grad_norms() {
                 "], ", chunks_.numel(i), ", are needed");
     work_.spans[i] = cpu::span_of(grad, cpu::Access::kRead, work_);
   }
-  cpu::layer_norms(chunks_, work_, grad_norms_);
+}
+
+void LayerTable::gather_grads_on_device() {
   for (size_t i = 0; i < layers_.size(); ++i) {
-    if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, -1);
+    const at::Tensor& grad = layers_[i].param.grad();
+    if (!grad.defined()) {
+      tables_->grads.set_missing(i);
+    } else if (!grad.is_sparse()) {
+      tables_->grads.set(i, work_.spans[i], grad.numel());
+    } else {
+      // Entries for one place are added, so there are at most as many values as the parameter has.
+      const at::Tensor values = grad.detach().coalesce().values();
+      work_.copies.push_back({grad, values});
+      tables_->grads.set(i, cpu::span_of(values, cpu::Access::kRead, work_), values.numel());
+    }
   }
-  if (has_sparse) {
+}
+
+at::Tensor LayerTable::empty_norms() const {
+  return at::empty({static_cast<int64_t>(layers_.size())}, at::TensorOptions().dtype(norm_dtype()).device(device_));
+}
+
+at::Tensor LayerTable::grad_norms() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!grad_norms_.defined() || grad_norms_.scalar_type() != norm_dtype()) {
+    const c10::InferenceMode outlives_the_block(false);
+    grad_norms_ = empty_norms();
+  }
+  gather_grads();
+  if (tables_) {
+    gather_grads_on_device();
+    cuda::layer_norms(tables_->grads, grad_norms_);
+  } else {
+    cpu::layer_norms(chunks_, work_, grad_norms_);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const at::Tensor& grad = layers_[i].param.grad();
-      if (grad.defined() && grad.is_sparse()) cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
+      if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, -1);
+      if (has_sparse_ && grad.defined() && grad.is_sparse()) {
+        cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
+      }
     }
   }
   mark_written(grad_norms_);
@@ -120,8 +151,12 @@ at::Tensor LayerTable::grad_norms() {
 at::Tensor LayerTable::norms() {
   const std::lock_guard<std::mutex> lock(mutex_);
   gather_params(cpu::Access::kRead);
-  const at::Tensor norms = at::empty({static_cast<int64_t>(layers_.size())}, norm_dtype());
-  cpu::layer_norms(chunks_, work_, norms);
+  const at::Tensor norms = empty_norms();
+  if (tables_) {
+    cuda::layer_norms(tables_->params, norms);
+  } else {
+    cpu::layer_norms(chunks_, work_, norms);
+  }
   work_.copies.clear();
   return norms;
 }
@@ -129,14 +164,22 @@ at::Tensor LayerTable::norms() {
 void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const cpu::OptionalTensor& base) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gather_params(cpu::Access::kRead);
-  cpu::pack(chunks_, work_, weights, out, base);
+  if (tables_) {
+    cuda::pack(tables_->params, weights, out, base);
+  } else {
+    cpu::pack(chunks_, work_, weights, out, base);
+  }
   work_.copies.clear();
 }
 
 void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const cpu::OptionalTensor& distances) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gather_params(cpu::Access::kWrite);
-  cpu::blend(chunks_, work_, center, pull, distances);
+  if (tables_) {
+    cuda::blend(tables_->params, center, pull, distances);
+  } else {
+    cpu::blend(chunks_, work_, center, pull, distances);
+  }
   cpu::return_copies(work_);
   for (const Layer& layer : layers_) mark_written(layer.param);
 }

@@ -3,26 +3,26 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
 
 #include "chunks.h"
 #include "cpu/kernels.h"
+#include "cuda/kernels.h"
 
 namespace grawa {
 
-// A fixed list of parameters on the CPU, and what the operators would find out about it at every call. The order of a
-// layer's elements on the wire is that of its memory at construction, and stays so wherever its memory goes later.
+// A fixed list of parameters on one device, and what the operators would find out about it at every call. The order of
+// a layer's elements on the wire is that of its memory at construction, and stays so wherever its memory goes later.
 class LayerTable {
  public:
   // Wire strides given, for a list that was on another device: one list per parameter, of a dense layout.
   explicit LayerTable(std::vector<at::Tensor> params,
                       std::optional<std::vector<std::vector<int64_t>>> wire_strides = std::nullopt);
 
-  // False after the parameters went to another device: the other calls then raise.
-  bool on_cpu() const;
-
+  // After the parameters went to another device all of these raise.
   // The same tensor at each call, overwritten; -1 where there is no gradient.
   at::Tensor grad_norms();
   at::Tensor norms();
@@ -37,12 +37,24 @@ class LayerTable {
     std::vector<int64_t> strides;  // on the wire
   };
 
+  // What the kernels of a GPU find in its memory: of parameters and of gradients, so that neither replaces the other.
+  struct DeviceTables {
+    cuda::Table params;
+    cuda::Table grads;
+  };
+
   void gather_params(cpu::Access access);
+  void gather_grads();
+  void gather_grads_on_device();
+  at::Tensor empty_norms() const;
   at::ScalarType norm_dtype() const;
 
+  at::Device device_;
   std::vector<Layer> layers_;
   ChunkMap chunks_;
+  std::unique_ptr<DeviceTables> tables_;  // none on the CPU
   cpu::Workspace work_;
+  bool has_sparse_ = false;
   std::vector<bool> has_grad_;
   at::Tensor grad_norms_;
   std::mutex mutex_;  // calls run without the GIL, and share the workspace

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "cuda/kernels.h"
 #include "layer_table.h"
 
 TORCH_LIBRARY(grawa, m) {
@@ -39,7 +40,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-  info["cuda_architectures"] = py::list();
+  info["cuda_architectures"] = grawa::cuda::architectures();
   return info;
 }
 
@@ -52,7 +53,6 @@ PYBIND11_MODULE(_C, m) {
   py::class_<LayerTable>(m, "LayerTable")
       .def(py::init<std::vector<at::Tensor>, std::optional<std::vector<std::vector<int64_t>>>>(), py::arg("params"),
            py::arg("wire_strides") = py::none())
-      .def("on_cpu", &LayerTable::on_cpu)
       .def("grad_norms", &LayerTable::grad_norms, release)
       .def("norms", &LayerTable::norms, release)
       .def("pack", &LayerTable::pack, py::arg("weights"), py::arg("out"), py::arg("base") = py::none(), release)

@@ -28,7 +28,8 @@ class LayerTable:
         self._strides = [_wire_strides(param) for param in self._params]
         self._shapes = [param.shape for param in self._params]
         self._numel = sum(param.numel() for param in self._params)
-        self._compiled: Any = _C.LayerTable(self._params) if self._on_cpu() else None
+        self._device: torch.device | None = None
+        self._compiled: Any = self._compile()
         self._grad_norms = torch.empty(0)
 
     @property
@@ -102,16 +103,20 @@ class LayerTable:
                 if tensor is not param:
                     param.copy_(tensor)
 
-    def _on_cpu(self) -> bool:
-        return all(param.device.type == "cpu" for param in self._params)
+    def _compile(self) -> Any:
+        """The table of C++ for where the parameters are now, or None where there are no kernels for that device."""
+        devices = {param.device for param in self._params}
+        with_kernels = {"cpu", "cuda"} if _C.build_info()["cuda_architectures"] else {"cpu"}
+        if len(devices) > 1 or not {device.type for device in devices} <= with_kernels:
+            return None
+        self._device = next(iter(devices), None)
+        return _C.LayerTable(self._params, self._strides)
 
     def _use_compiled(self) -> bool:
-        if self._compiled is None:
-            if not self._on_cpu():
-                return False
-            self._compiled = _C.LayerTable(self._params, self._strides)
-        on_cpu: bool = self._compiled.on_cpu()
-        return on_cpu
+        # Models are moved whole: the kernels refuse a list of which a part is elsewhere.
+        if self._compiled is None or (self._params and self._params[0].device != self._device):
+            self._compiled = self._compile()
+        return self._compiled is not None
 
     def _in_wire_order(self) -> list[Tensor]:
         tensors = []

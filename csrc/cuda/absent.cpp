@@ -1,0 +1,16 @@
+// In place of the kernels in a build without CUDA: LayerTable is never made for a device without kernels.
+#include "cuda/kernels.h"
+
+namespace grawa::cuda {
+
+Table::Table(const std::vector<int64_t>&, c10::Device device, bool) : device_(device) {
+  TORCH_CHECK(false, "this build of grawa_hvd has no kernels for ", device);
+}
+void Table::set(int64_t, const Span&, int64_t) {}
+void Table::set_missing(int64_t) {}
+void layer_norms(Table&, const at::Tensor&) {}
+void pack(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
+void blend(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
+std::vector<std::string> architectures() { return {}; }
+
+}  // namespace grawa::cuda

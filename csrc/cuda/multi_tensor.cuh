@@ -1,0 +1,239 @@
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cuda/table.h"
+
+// What the kernels share: which chunk a block does, and how its elements are moved 16 bytes at a time.
+namespace grawa::cuda {
+
+constexpr int kThreads = 256;
+constexpr unsigned kWholeWarp = 0xffffffff;
+
+// A value per layer: weights, pulls, norms, estimates.
+struct Scalars {
+  void* data;
+  int64_t stride;
+  bool is_double;
+
+  __device__ double read(int64_t i) const {
+    return is_double ? static_cast<const double*>(data)[i * stride] : static_cast<const float*>(data)[i * stride];
+  }
+  __device__ void write(int64_t i, double value) const {
+    if (is_double) {
+      static_cast<double*>(data)[i * stride] = value;
+    } else {
+      static_cast<float*>(data)[i * stride] = static_cast<float>(value);
+    }
+  }
+};
+
+inline Scalars read_scalars(const at::Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.scalar_type() == at::kDouble};
+}
+
+inline Scalars write_scalars(const at::Tensor& tensor) {
+  return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.scalar_type() == at::kDouble};
+}
+
+// The work of one block.
+struct Chunk {
+  int64_t layer;
+  int64_t index;  // within the layer
+  int64_t count;  // of the layer's chunks
+  void* data;     // of the layer
+  int32_t dtype;
+  int64_t begin;  // element within the layer
+  int64_t flat;   // element within a flat buffer of all layers
+  int64_t size;
+};
+
+// A search with a warp's 32 probes at a time: two steps for up to 1024 layers, each a trip to the second-level cache,
+// where a binary search would make ten. Every warp searches by itself, which needs no barrier.
+__device__ inline Chunk find_chunk(const View& view) {
+  const int64_t place = blockIdx.x;
+  const int64_t lane = threadIdx.x % 32;
+  int64_t low = 0;
+  int64_t candidates = view.layer_count;
+  while (candidates > 1) {
+    const int64_t step = (candidates + 31) / 32;
+    const int64_t probe = lane * step;
+    const bool is_before = probe < candidates && view.first_chunk[low + probe] <= place;
+    const int64_t last = __popc(__ballot_sync(kWholeWarp, is_before)) - 1;
+    low += last * step;
+    candidates = candidates - last * step < step ? candidates - last * step : step;
+  }
+  const Layer& layer = view.layers[low];
+  Chunk chunk;
+  chunk.layer = low;
+  chunk.index = place - view.first_chunk[low];
+  chunk.count = view.first_chunk[low + 1] - view.first_chunk[low];
+  chunk.data = layer.data;
+  // Of a pointer that was read from memory the compiler knows no address space.
+  __builtin_assume(__isGlobal(chunk.data));
+  chunk.dtype = layer.dtype;
+  chunk.begin = chunk.index * layer.chunk_size;
+  chunk.flat = layer.offset + chunk.begin;
+  const int64_t left = layer.numel - chunk.begin;  // negative where a sparse gradient has fewer elements
+  chunk.size = left < 0 ? 0 : (left < layer.chunk_size ? left : layer.chunk_size);
+  return chunk;
+}
+
+template <typename T>
+struct Type {
+  using type = T;
+};
+
+// work(Type<T>()) for the type that a dtype stands for. On the device for layers, on the host for flat buffers.
+#pragma nv_exec_check_disable
+template <typename Work>
+__host__ __device__ void dispatch(int32_t dtype, const Work& work) {
+  switch (static_cast<c10::ScalarType>(dtype)) {
+    case c10::ScalarType::Half:
+      return work(Type<c10::Half>());
+    case c10::ScalarType::BFloat16:
+      return work(Type<c10::BFloat16>());
+    case c10::ScalarType::Float:
+      return work(Type<float>());
+    default:
+      return work(Type<double>());
+  }
+}
+
+// float, or double when a float64 takes part.
+template <typename A, typename B = A>
+using Arithmetic = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B, double>, double, float>;
+
+template <typename To, typename From>
+__device__ To cast_to(From value) {
+  if constexpr (std::is_same_v<To, From> || std::is_same_v<To, double> || std::is_same_v<From, float>) {
+    return static_cast<To>(value);
+  } else {
+    // A double is rounded to float and then to half, as torch's own conversion does.
+    return static_cast<To>(static_cast<float>(value));
+  }
+}
+
+// Written out, since the compiler splits words that it knows to be made of elements, and since the intrinsics for the
+// same order these accesses among each other. A thread reads no place after it has written it.
+__device__ inline uint4 load_word(const uint4* from) {
+  uint4 word;
+  asm("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
+      : "l"(__cvta_generic_to_global(from)));
+  return word;
+}
+
+__device__ inline void store_word(uint4* to, const uint4& word) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y),
+               "r"(word.z), "r"(word.w)
+               : "memory");
+}
+
+// Elements of one thread, moved as whole 16-byte words where the address allows it.
+template <typename T, int N>
+struct Vec {
+  T at[N];
+};
+
+// As many as fill a word of the narrowest operand.
+template <typename A, typename B = A>
+constexpr int kWidth = 16 / (sizeof(A) < sizeof(B) ? sizeof(A) : sizeof(B));
+
+inline constexpr int64_t kWord = 16;
+
+// Elements before the first whole word.
+template <typename T>
+__device__ int64_t head_of(const T* data) {
+  const int64_t misfit = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) % kWord);
+  return misfit == 0 ? 0 : (kWord - misfit) / static_cast<int64_t>(sizeof(T));
+}
+
+template <typename T>
+__device__ bool is_aligned(const T* data) {
+  return reinterpret_cast<uintptr_t>(data) % kWord == 0;
+}
+
+template <int N, typename T>
+__device__ Vec<T, N> load(const T* from, bool aligned) {
+  Vec<T, N> values;
+  if constexpr (sizeof(values) % kWord == 0) {
+    if (aligned) {
+      uint4 words[sizeof(values) / kWord];
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(values) / kWord); ++i) {
+        words[i] = load_word(reinterpret_cast<const uint4*>(from) + i);
+      }
+      std::memcpy(&values, words, sizeof(values));
+      return values;
+    }
+  }
+  // Neighbouring threads read neighbouring memory: the first-level cache makes whole sectors of these.
+#pragma unroll
+  for (int i = 0; i < N; ++i) values.at[i] = from[i];
+  return values;
+}
+
+// To an aligned address where N elements are whole words: for_each_batch sees to that.
+template <typename T, int N>
+__device__ void store(T* to, const Vec<T, N>& values) {
+  if constexpr (sizeof(values) % kWord == 0) {
+    uint4 words[sizeof(values) / kWord];
+    std::memcpy(words, &values, sizeof(values));
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(values) / kWord); ++i)
+      store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = values.at[i];
+  }
+}
+
+// A compile-time number as an argument.
+template <int N>
+struct Width {
+  static constexpr int value = N;
+};
+
+// What a thread has in flight: with 700 threads a multiprocessor, the 40 KB that hide the latency of an H200's memory.
+constexpr int kBatchBytes = 64;
+
+// Deals the elements [0, size) of a chunk to the threads of a block: whole words of `anchor` in batches of some vectors
+// of N elements, the rest one by one. use(values, places) gets what load(place, Width) gave for each place, all
+// loads of a batch in flight before the first use; a place of -1 is beyond the end, and its values are zeros.
+// The anchor is what is written, so that stores are whole words: a store in parts costs a pass of the second-level
+// cache for each, a load in parts only some of the first.
+template <int N, typename Anchor, typename Load, typename Use>
+__device__ void for_each_batch(const Anchor* anchor, int64_t size, const Load& load, const Use& use) {
+  using Values = decltype(load(0, Width<N>()));
+  constexpr int kDepth = sizeof(Values) < kBatchBytes ? kBatchBytes / sizeof(Values) : 1;
+  const int64_t head = head_of(anchor) < size ? head_of(anchor) : size;
+  const int64_t vectors = (size - head) / N;
+  for (int64_t first = threadIdx.x; first < vectors; first += kThreads * kDepth) {
+    Values values[kDepth];
+    int64_t places[kDepth];
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) {
+      const int64_t vector = first + i * kThreads;
+      places[i] = vector < vectors ? head + vector * N : -1;
+      values[i] = {};
+      if (vector < vectors) values[i] = load(places[i], Width<N>());
+    }
+    use(values, places);
+  }
+  const int64_t rest = size - vectors * N;  // before and behind the vectors: less than a word and a vector
+  if (threadIdx.x < rest) {
+    const int64_t place = threadIdx.x < head ? threadIdx.x : threadIdx.x + vectors * N;
+    const decltype(load(0, Width<1>())) values[1] = {load(place, Width<1>())};
+    const int64_t places[1] = {place};
+    use(values, places);
+  }
+}
+
+}  // namespace grawa::cuda

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <c10/core/Allocator.h>
+#include <c10/core/Device.h>
+#include <c10/core/Stream.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "span.h"
+
+namespace grawa::cuda {
+
+// In place of the dtype of a layer that is not there: a parameter without a gradient.
+constexpr int32_t kMissing = -1;
+
+// One layer as the kernels see it.
+struct Layer {
+  void* data = nullptr;
+  int64_t numel = 0;
+  int64_t offset = 0;      // of its first element in a flat buffer of all layers
+  int64_t chunk_size = 0;  // in elements
+  int32_t dtype = kMissing;
+  uint32_t chunks_done = 0;  // counts up to the layer's chunks and wraps around: 0 between launches
+};
+
+// What a kernel is given, all of it in device memory.
+struct View {
+  const int64_t* first_chunk;  // of each layer, and the number of all chunks
+  Layer* layers;
+  Partial* partials;  // one per chunk
+  int64_t layer_count;
+  int64_t chunk_count;
+};
+
+// The layers of a list, mirrored in the memory of a device. A block of threads does one chunk, so any number of layers
+// of any sizes is one launch. The division into chunks depends on the size of a layer alone: partial sums per chunk,
+// added up in chunk order, are bitwise the same on any device.
+class Table {
+ public:
+  // Enough for some loads of 16 bytes in each of 256 threads, few enough that small models fill a GPU.
+  static constexpr int64_t kChunk = 8 * 1024;
+  // The last block of a layer adds up its chunks alone: chunks grow where they would be more.
+  static constexpr int64_t kMostChunks = 16 * 1024;
+
+  // Partials are needed by the kernels that add up: norms, distances.
+  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_partials);
+
+  c10::Device device() const { return device_; }
+  int64_t layers() const { return layer_count_; }
+  int64_t chunks() const { return chunk_count_; }
+  int64_t numel() const { return numel_; }
+
+  // Of at most the elements given at construction.
+  void set(int64_t layer, const Span& span, int64_t numel);
+  void set_missing(int64_t layer);
+
+  // The table on the current stream, for launches on that stream while the lease lives. Uploads what changed since the
+  // last lease, without waiting. Needs a guard for the device.
+  struct Lease {
+    View view;
+    c10::DataPtr memory;
+  };
+  Lease lease();
+
+  // Whether a layer shares memory with a buffer: its index, or -1.
+  int64_t find_overlap(const Span& buffer, int64_t buffer_numel) const;
+
+ private:
+  Layer* mirror();
+  const Layer* mirror() const;
+  void put(int64_t layer, void* data, int32_t dtype, int64_t numel);
+  View view_of(void* memory) const;
+  size_t bytes() const;
+
+  c10::Device device_;
+  bool with_partials_;
+  int64_t layer_count_ = 0;
+  int64_t chunk_count_ = 0;
+  int64_t numel_ = 0;
+  std::vector<uint64_t> words_;  // first_chunk, then layers: what is uploaded
+  c10::DataPtr memory_;
+  std::optional<c10::Stream> stream_;  // the one on which memory_ is used
+  bool is_uploaded_ = false;
+};
+
+}  // namespace grawa::cuda
