@@ -39,14 +39,14 @@ def demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_trains_with_both_optimizers_and_writes_table_plot_and_figures(images: Path, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
-    arguments = ["--data", str(images), "--epochs", "6", "--period", "4", "--repeats", "2", "--json", str(figures)]
-    finished = demo(tmp_path, *arguments, "--averaging", "lgrawa", "uniform")
+    arguments = ["--data", str(images), "--epochs", "16", "--lr", "0.05", "--period", "4", "--repeats", "2"]
+    finished = demo(tmp_path, *arguments, "--averaging", "lgrawa", "uniform", "--json", str(figures))
     assert finished.returncode == 0, finished.stderr
     runs = json.loads(figures.read_text())["runs"]
     assert [(run["name"], run["seed"]) for run in runs] == [
         (name, seed) for seed in (0, 1) for name in ("hvd.DistributedOptimizer", "lgrawa", "uniform")
     ]
-    steps = 6 * 3  # 80 images a worker in batches of 32
+    steps = 16 * 3  # 80 images a worker in batches of 32
     for run in runs:
         assert run["communications"] == (steps if run["name"].startswith("hvd") else steps // 4)
         assert run["accuracy"] > 0.9
