@@ -47,7 +47,11 @@ class Data:
 
 @dataclass
 class Run:
-    """What one training run came to, on this worker."""
+    """What one training run came to.
+
+    Accuracies are of the mean of the workers; `own` ones are of the workers' own models, and the mean over them. Curves
+    have a point an epoch: bytes sent by then and accuracy, or accuracy alone.
+    """
 
     name: str
     seed: int
@@ -58,6 +62,7 @@ class Run:
     communicating: float = 0.0
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
+    own_curve: list[float] = field(default_factory=list)
 
 
 def load(path: str | None, rank: int, size: int) -> Data:
@@ -160,10 +165,12 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
         with evaluation(optimizer):  # <- two: evaluate the mean of the workers
             run.accuracy = accuracy(model, data)
         run.curve.append((meter.bytes, run.accuracy))
+        run.own_curve.append(accuracy(model, data))
         bar.set_postfix(accuracy=f"{run.accuracy:.1%}", refresh=False)
         bar.update()
     bar.close()
-    run.own_accuracy = float(hvd.allreduce(torch.tensor(accuracy(model, data)), name="own"))
+    run.own_curve = hvd.allreduce(torch.tensor(run.own_curve), name="own").tolist()
+    run.own_accuracy = run.own_curve[-1]
     run.communications, run.bytes, run.communicating = meter.communications, meter.bytes, meter.seconds
     return run
 

@@ -1,0 +1,1 @@
+"""Measurements of grawa_hvd: each module is a command, `python -m benchmarks.<name> --help`."""

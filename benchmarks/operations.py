@@ -1,0 +1,184 @@
+"""What `benchmarks.kernels` times: for each operation our kernels, their peers, and the limit set by memory.
+
+A class is one operation on one set of buffers. To add one (a fused local step): a class with `rows` and `error`, and
+its entry in OPERATIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.models import Shape
+from grawa_hvd import ops
+
+PULL = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to do the operation. `bytes` are those that must cross the memory bus, whatever this way really moves."""
+
+    name: str
+    role: Literal["ours", "peer", "limit"]
+    bytes: int
+    call: Callable[[], Any]
+
+
+class Operation(Protocol):
+    """One operation on one set of buffers."""
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None: ...
+
+    def rows(self) -> list[Row]:
+        """Ours first, then the peers, the limit last."""
+
+    def error(self, row: Row) -> float:
+        """Calls the row once; the largest deviation of its result from float64 arithmetic, relative to the values."""
+
+
+class Norms:
+    """norms[l] = ‖g[l]‖: reads every byte once. The limit is a plain sum of as many bytes."""
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
+        self.grads = [_noise(shape, dtype, device) for shape in shapes]
+        self.bytes = _bytes(self.grads)
+        self.flat = _noise((-(-self.bytes // 4),), torch.float32, device)
+        params = [torch.empty_like(grad) for grad in self.grads]
+        for param, grad in zip(params, self.grads, strict=True):
+            param.grad = grad
+        self.table = ops.LayerTable(params)
+
+    def rows(self) -> list[Row]:
+        return [
+            Row("LayerTable", "ours", self.bytes, self.table.grad_norms),
+            Row("list", "ours", self.bytes, lambda: ops.layer_norms(self.grads)),
+            Row("foreach_norm", "peer", self.bytes, lambda: torch._foreach_norm(self.grads)),
+            Row("authors: norm + item", "peer", self.bytes, lambda: [torch.norm(g).item() for g in self.grads]),
+            Row("plain sum", "limit", self.bytes, self.flat.sum),
+        ]
+
+    def error(self, row: Row) -> float:
+        result = row.call()
+        if row.role == "limit":
+            return float((result.double() - self.flat.double().sum()).abs() / self.flat.double().abs().sum())
+        expected = torch.stack([grad.double().norm() for grad in self.grads])
+        norms = torch.stack([torch.as_tensor(norm, dtype=torch.float64, device=expected.device) for norm in result])
+        return float(((norms - expected) / expected).abs().max())
+
+
+class Pack:
+    """out[offset_l:] = w[l]·x[l]: reads x, writes out. The limit is a plain copy of the same bytes."""
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
+        self.params = [_noise(shape, dtype, device) for shape in shapes]
+        self.views = [param.view(-1) for param in self.params]
+        self.ranges = _ranges(self.params)
+        self.out = torch.empty(self.ranges[-1][1], dtype=dtype, device=device)
+        self.flat = _noise(self.out.shape, dtype, device)
+        self.scalars = [(1 + index % 63) / 64 for index in range(len(shapes))]  # exact in float32
+        self.weights = torch.tensor(self.scalars, device=device)
+        self.table = ops.LayerTable(self.params)
+
+    def rows(self) -> list[Row]:
+        moved = 2 * _bytes(self.params)
+        return [
+            Row("LayerTable", "ours", moved, lambda: self.table.pack(self.weights, self.out)),
+            Row("foreach_mul + cat", "peer", moved, self._by_foreach),
+            Row("authors: layer by layer", "peer", moved, self._by_layer),
+            Row("plain copy", "limit", moved, lambda: self.out.copy_(self.flat)),
+        ]
+
+    def error(self, row: Row) -> float:
+        self.out.fill_(torch.nan)
+        row.call()
+        if row.role == "limit":
+            return _deviation(self.out, self.flat)
+        layers = zip(self.views, self.scalars, self.ranges, strict=True)
+        return max(_deviation(self.out[begin:end], view.double() * w) for view, w, (begin, end) in layers)
+
+    def _by_foreach(self) -> None:
+        torch.cat(torch._foreach_mul(self.views, self.scalars), out=self.out)
+
+    def _by_layer(self) -> None:
+        for param, weight, (begin, end) in zip(self.params, self.scalars, self.ranges, strict=True):
+            self.out[begin:end].copy_(param.ravel() * weight)
+
+
+class Blend:
+    """x[l] += λ[l]·(c[l] − x[l]): reads x and c, writes x. The limit is a plain copy, by bytes per second."""
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
+        self.params = [_noise(shape, dtype, device) for shape in shapes]
+        self.ranges = _ranges(self.params)
+        self.center = _noise((self.ranges[-1][1],), dtype, device).roll(1)
+        self.views = [self.center[a:b].view(s) for (a, b), s in zip(self.ranges, shapes, strict=True)]
+        self.flat = torch.empty_like(self.center)
+        self.pull = torch.full((len(shapes),), PULL, device=device)
+        self.table = ops.LayerTable(self.params)
+
+    def rows(self) -> list[Row]:
+        size = _bytes(self.params)
+        return [
+            Row("LayerTable", "ours", 3 * size, lambda: self.table.blend_(self.center, self.pull)),
+            Row("foreach_lerp_", "peer", 3 * size, lambda: torch._foreach_lerp_(self.params, self.views, PULL)),
+            Row("authors: layer by layer", "peer", 3 * size, self._by_layer),
+            Row("plain copy", "limit", 2 * size, lambda: self.flat.copy_(self.center)),
+        ]
+
+    def error(self, row: Row) -> float:
+        for param in self.params:
+            param.copy_(_noise(param.shape, param.dtype, param.device))
+        old = [param.clone() for param in self.params]
+        row.call()
+        if row.role == "limit":
+            return _deviation(self.flat, self.center)
+        expected = (x.double().lerp(c.double(), PULL) for x, c in zip(old, self.views, strict=True))
+        # x and c may nearly cancel: rounding is relative to them, not to their mean.
+        scale = self.center.double().abs().max()
+        return max(_deviation(new, goal, scale) for new, goal in zip(self.params, expected, strict=True))
+
+    def _by_layer(self) -> None:
+        for param, (begin, end) in zip(self.params, self.ranges, strict=True):
+            param.add_(self.center[begin:end].view_as(param) - param, alpha=PULL)
+
+
+OPERATIONS: dict[str, type[Operation]] = {"norms": Norms, "pack": Pack, "blend": Blend}
+
+
+def _noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A block of normal numbers repeated: drawing 10⁸ of them would take longer than to measure on them.
+    block = _normal_numbers(dtype, device)
+    result = torch.empty(shape, dtype=dtype, device=device)
+    for piece in result.view(-1).split(len(block)):
+        piece.copy_(block[: len(piece)])
+    return result
+
+
+@lru_cache
+def _normal_numbers(dtype: torch.dtype, device: torch.device) -> Tensor:
+    block = torch.randn(1 << 18, generator=torch.Generator().manual_seed(0))
+    return (block - block.mean()).to(device, dtype)
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _ranges(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    offsets = [0]
+    for tensor in tensors:
+        offsets.append(offsets[-1] + tensor.numel())
+    return list(pairwise(offsets))
+
+
+def _deviation(result: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
+    wide = expected.double()
+    error = (result.double() - wide).abs().max() / (wide.abs().max() if scale is None else scale)
+    return float(error.nan_to_num(torch.inf))
