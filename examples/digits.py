@@ -242,7 +242,7 @@ def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namesp
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=True, framealpha=1, edgecolor="none", loc="center left")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
     figure.savefig(path, dpi=150)
 
 
