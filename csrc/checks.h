@@ -6,10 +6,15 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "span.h"
+
 namespace grawa {
+
+using OptionalTensor = std::optional<at::Tensor>;
 
 inline bool is_supported(at::ScalarType dtype) {
   return dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kFloat || dtype == at::kDouble;
@@ -44,6 +49,61 @@ inline void check_flat(const at::Tensor& tensor, const char* name, int64_t numel
               "] is needed, the elements of all tensors");
   TORCH_CHECK(tensor.is_contiguous() && !tensor.is_neg(), name, " must be contiguous, but has stride ",
               tensor.strides());
+}
+
+// What the operators have for a list: how many layers and elements, where, and which layer shares memory with a buffer.
+template <typename FindOverlap>
+struct ListFacts {
+  int64_t layers;
+  int64_t numel;
+  at::Device device;
+  FindOverlap find_overlap;  // (span, numel) → index, or -1
+
+  void check_separate(const Span& buffer, const char* name) const {
+    const int64_t shared = find_overlap(buffer, numel);
+    TORCH_CHECK(shared < 0, name, " shares memory with tensors[", shared, "]: separate memory is needed");
+  }
+};
+
+template <typename FindOverlap>
+ListFacts(int64_t, int64_t, at::Device, FindOverlap) -> ListFacts<FindOverlap>;
+
+template <typename FindOverlap>
+void check_pack(const ListFacts<FindOverlap>& list, const at::Tensor& weights, const at::Tensor& out,
+                const OptionalTensor& base) {
+  check_per_layer(weights, "weights", list.layers, list.device);
+  check_flat(out, "out", list.numel, list.device);
+  const Span out_span = read_span(out);
+  if (base.has_value()) {
+    check_flat(*base, "base", list.numel, list.device);
+    TORCH_CHECK(base->scalar_type() == out.scalar_type(), "base has dtype ", base->scalar_type(), ": that of out, ",
+                out.scalar_type(), ", is needed");
+    const Span base_span = read_span(*base);
+    TORCH_CHECK(base_span.data == out_span.data || !overlap(base_span, list.numel, out_span, list.numel),
+                "base shares part of its memory with out: the same memory or separate memory is needed");
+  }
+  list.check_separate(out_span, "out");
+}
+
+template <typename FindOverlap>
+void check_blend(const ListFacts<FindOverlap>& list, const at::Tensor& center, const at::Tensor& pull,
+                 const OptionalTensor& distances) {
+  check_flat(center, "center", list.numel, list.device);
+  check_per_layer(pull, "pull", list.layers, list.device);
+  if (distances.has_value()) check_per_layer(*distances, "distances", list.layers, list.device);
+  list.check_separate(read_span(center), "center");
+}
+
+inline void check_estimates(const at::Tensor& sums, const at::Tensor& counts, const at::Tensor& norms, double decay) {
+  TORCH_CHECK(norms.dim() == 1, "norms has shape ", norms.sizes(), ": one dimension is needed, a norm per layer");
+  check_per_layer(norms, "norms", norms.size(0), norms.device());
+  const auto check_sums = [&](const at::Tensor& tensor, const char* name) {
+    check_per_layer(tensor, name, norms.size(0), norms.device());
+    TORCH_CHECK(tensor.scalar_type() == at::kDouble, name, " has dtype ", tensor.scalar_type(), ": float64 is needed");
+  };
+  check_sums(sums, "sums");
+  check_sums(counts, "counts");
+  TORCH_CHECK(decay >= 0 && decay < 1, "decay is ", decay, ": it must be in [0, 1)");
 }
 
 // Whether two elements may be one place in memory, as in an expanded tensor. Never false for such a tensor.

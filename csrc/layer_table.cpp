@@ -3,20 +3,11 @@
 #include <ATen/Functions.h>
 #include <c10/core/InferenceMode.h>
 
-#include "checks.h"
-
 namespace grawa {
 namespace {
 
 std::vector<int64_t> default_strides(const at::Tensor& param) {
-  if (is_dense(param)) return param.strides().vec();
-  std::vector<int64_t> strides(param.dim());
-  int64_t stride = 1;
-  for (int64_t dim = param.dim() - 1; dim >= 0; --dim) {
-    strides[dim] = stride;
-    stride *= param.size(dim);
-  }
-  return strides;
+  return is_dense(param) ? param.strides().vec() : row_major_strides(param);
 }
 
 // The stride of a dimension of one element places nothing, and conversions change it at will.
@@ -44,7 +35,7 @@ void check_params(const std::vector<at::Tensor>& params) {
 }  // namespace
 
 LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
-    : device_(device_of(params)), chunks_((check_params(params), cpu::numels_of(params))), has_grad_(params.size()) {
+    : device_(device_of(params)), chunks_((check_params(params), numels_of(params))), has_grad_(params.size()) {
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& param = params[i];
     layers_.push_back(
@@ -54,7 +45,7 @@ LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector
   work_.partials.reserve(chunks_.chunks());
   work_.scalars.reserve(layers_.size());
   if (device_.is_cpu()) return;
-  const std::vector<int64_t> numels = cpu::numels_of(params);
+  const std::vector<int64_t> numels = numels_of(params);
   tables_.reset(new DeviceTables{{numels, device_, true}, {numels, device_, true}});
 }
 
@@ -65,7 +56,7 @@ at::ScalarType LayerTable::norm_dtype() const {
   return at::kFloat;
 }
 
-void LayerTable::gather_params(cpu::Access access) {
+void LayerTable::gather_params(Access access) {
   work_.copies.clear();
   for (size_t i = 0; i < layers_.size(); ++i) {
     const Layer& layer = layers_[i];
@@ -74,10 +65,10 @@ void LayerTable::gather_params(cpu::Access access) {
     TORCH_CHECK(param.sizes() == layer.sizes, "params[", i, "] has changed its shape from ",
                 at::IntArrayRef(layer.sizes), " to ", param.sizes(), ": build a new LayerTable");
     if (in_wire_order(param, layer.strides)) {
-      work_.spans[i] = access == cpu::Access::kRead ? read_span(param) : write_span(param);
+      work_.spans[i] = access == Access::kRead ? read_span(param) : write_span(param);
     } else {
-      if (access == cpu::Access::kWrite) check_writable(param, "params", i);
-      work_.spans[i] = cpu::copy_span(param, layer.strides, work_);
+      if (access == Access::kWrite) check_writable(param, "params", i);
+      work_.spans[i] = work_.copies.add(param, layer.strides);
     }
     if (tables_) tables_->params.set(i, work_.spans[i], chunks_.numel(i));
   }
@@ -99,7 +90,7 @@ void LayerTable::gather_grads() {
     check_strided(grad, "grads", i);
     TORCH_CHECK(grad.numel() == chunks_.numel(i), "grads[", i, "] has ", grad.numel(), " elements: those of params[", i,
                 "], ", chunks_.numel(i), ", are needed");
-    work_.spans[i] = cpu::span_of(grad, cpu::Access::kRead, work_);
+    work_.spans[i] = work_.copies.span_of(grad, Access::kRead);
   }
 }
 
@@ -113,8 +104,8 @@ void LayerTable::gather_grads_on_device() {
     } else {
       // Entries for one place are added, so there are at most as many values as the parameter has.
       const at::Tensor values = grad.detach().coalesce().values();
-      work_.copies.push_back({grad, values});
-      tables_->grads.set(i, cpu::span_of(values, cpu::Access::kRead, work_), values.numel());
+      work_.copies.keep(values);
+      tables_->grads.set(i, work_.copies.span_of(values, Access::kRead), values.numel());
     }
   }
 }
@@ -137,7 +128,7 @@ at::Tensor LayerTable::grad_norms() {
     cpu::layer_norms(chunks_, work_, grad_norms_);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const at::Tensor& grad = layers_[i].param.grad();
-      if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, -1);
+      if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, kNoGradient);
       if (has_sparse_ && grad.defined() && grad.is_sparse()) {
         cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
       }
@@ -150,7 +141,7 @@ at::Tensor LayerTable::grad_norms() {
 
 at::Tensor LayerTable::norms() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  gather_params(cpu::Access::kRead);
+  gather_params(Access::kRead);
   const at::Tensor norms = empty_norms();
   if (tables_) {
     cuda::layer_norms(tables_->params, norms);
@@ -161,9 +152,9 @@ at::Tensor LayerTable::norms() {
   return norms;
 }
 
-void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const cpu::OptionalTensor& base) {
+void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  gather_params(cpu::Access::kRead);
+  gather_params(Access::kRead);
   if (tables_) {
     cuda::pack(tables_->params, weights, out, base);
   } else {
@@ -172,15 +163,15 @@ void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const cp
   work_.copies.clear();
 }
 
-void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const cpu::OptionalTensor& distances) {
+void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  gather_params(cpu::Access::kWrite);
+  gather_params(Access::kWrite);
   if (tables_) {
     cuda::blend(tables_->params, center, pull, distances);
   } else {
     cpu::blend(chunks_, work_, center, pull, distances);
   }
-  cpu::return_copies(work_);
+  work_.copies.put_back();
   for (const Layer& layer : layers_) mark_written(layer.param);
 }
 

@@ -26,8 +26,8 @@ class LayerTable {
   // The same tensor at each call, overwritten; -1 where there is no gradient.
   at::Tensor grad_norms();
   at::Tensor norms();
-  void pack(const at::Tensor& weights, const at::Tensor& out, const cpu::OptionalTensor& base);
-  void blend_(const at::Tensor& center, const at::Tensor& pull, const cpu::OptionalTensor& distances);
+  void pack(const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base);
+  void blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances);
   int64_t numel() const { return chunks_.numel(); }
 
  private:
@@ -43,7 +43,7 @@ class LayerTable {
     cuda::Table grads;
   };
 
-  void gather_params(cpu::Access access);
+  void gather_params(Access access);
   void gather_grads();
   void gather_grads_on_device();
   at::Tensor empty_norms() const;

@@ -13,6 +13,9 @@ struct Span {
   at::ScalarType dtype = at::kFloat;
 };
 
+// In place of the norm of a gradient that does not exist.
+constexpr double kNoGradient = -1;
+
 // A sum of squares that holds values whose squares a double cannot: scale² · sum.
 struct Partial {
   double scale = 1;

@@ -1,6 +1,5 @@
 #include <torch/library.h>
 
-#include "checks.h"
 #include "cpu/block_math.h"
 #include "cpu/kernels.h"
 
@@ -36,14 +35,9 @@ void blend_any(const Span& x, int64_t begin, const Span& center, int64_t center_
 
 void blend(const ChunkMap& chunks, Workspace& work, const at::Tensor& center, const at::Tensor& pull,
            const OptionalTensor& distances) {
-  check_flat(center, "center", chunks.numel(), at::kCPU);
-  check_per_layer(pull, "pull", chunks.layers(), at::kCPU);
-  if (distances.has_value()) check_per_layer(*distances, "distances", chunks.layers(), at::kCPU);
+  const auto shares = [&](const Span& buffer, int64_t numel) { return find_overlap(chunks, work, buffer, numel); };
+  check_blend(ListFacts{chunks.layers(), chunks.numel(), at::kCPU, shares}, center, pull, distances);
   const Span center_span = read_span(center);
-  for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
-    TORCH_CHECK(!overlap(work.spans[layer], chunks.numel(layer), center_span, chunks.numel()),
-                "center shares memory with tensors[", layer, "]: separate memory is needed");
-  }
   read_scalars(pull, work.scalars);
   if (distances.has_value()) work.partials.assign(chunks.chunks(), Partial());
   chunks.for_each([&](int64_t index, const Chunk& chunk) {
@@ -69,10 +63,10 @@ void blend_cpu(at::TensorList tensors, const at::Tensor& center, const at::Tenso
     check_list_entry(tensors[i], "tensors", i, at::kCPU);
     check_strided(tensors[i], "tensors", i);
     check_writable(tensors[i], "tensors", i);
-    work.spans.push_back(span_of(tensors[i], Access::kWrite, work));
+    work.spans.push_back(work.copies.span_of(tensors[i], Access::kWrite));
   }
   blend(ChunkMap(numels_of(tensors)), work, center, pull, distances);
-  return_copies(work);
+  work.copies.put_back();
   for (const at::Tensor& tensor : tensors) mark_written(tensor);
 }
 

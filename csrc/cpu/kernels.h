@@ -3,39 +3,26 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
+#include "checks.h"
 #include "chunks.h"
+#include "copies.h"
 #include "span.h"
 
 // The kernels behind the operators, shared with LayerTable, which keeps what an operator must find out at each call.
 namespace grawa::cpu {
-
-using OptionalTensor = std::optional<at::Tensor>;
-
-// A stand-in for a tensor whose memory is not in wire order.
-struct Copy {
-  at::Tensor original;
-  at::Tensor copy;
-};
 
 // What a call works on; LayerTable keeps it, so that none of it is allocated again.
 struct Workspace {
   std::vector<Span> spans;  // one per layer, in wire order; without data: nothing to do
   std::vector<Partial> partials;
   std::vector<double> scalars;
-  std::vector<Copy> copies;
+  Copies copies;
 };
 
-enum class Access { kRead, kWrite };
-
-// A copy of the tensor with other strides, kept in the workspace.
-Span copy_span(const at::Tensor& tensor, at::IntArrayRef strides, Workspace& work);
-// The tensor's own memory where it is dense, else a row-major copy.
-Span span_of(const at::Tensor& tensor, Access access, Workspace& work);
-// After a kernel wrote to the spans: puts copies back.
-void return_copies(Workspace& work);
+// A layer that shares memory with a buffer: its index, or -1.
+int64_t find_overlap(const ChunkMap& chunks, const Workspace& work, const Span& buffer, int64_t buffer_numel);
 
 void read_scalars(const at::Tensor& tensor, std::vector<double>& values);
 void write_scalar(const at::Tensor& tensor, int64_t index, double value);
@@ -52,7 +39,5 @@ void pack(const ChunkMap& chunks, Workspace& work, const at::Tensor& weights, co
           const OptionalTensor& base);
 void blend(const ChunkMap& chunks, Workspace& work, const at::Tensor& center, const at::Tensor& pull,
            const OptionalTensor& distances);
-
-std::vector<int64_t> numels_of(at::TensorList tensors);
 
 }  // namespace grawa::cpu

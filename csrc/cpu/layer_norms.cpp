@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "checks.h"
 #include "cpu/block_math.h"
 #include "cpu/kernels.h"
 
@@ -100,7 +99,7 @@ void layer_norms(const ChunkMap& chunks, Workspace& work, const at::Tensor& norm
 double sparse_norm(const at::Tensor& tensor, Workspace& work) {
   at::NoGradGuard no_grad;
   const at::Tensor values = tensor.coalesce().values();
-  const Span span = span_of(values, Access::kRead, work);
+  const Span span = work.copies.span_of(values, Access::kRead);
   const ChunkMap chunks({values.numel()});
   std::vector<Partial> partials(chunks.chunks());
   chunks.for_each([&](int64_t index, const Chunk& chunk) { partials[index] = squares(span, chunk.begin, chunk.size); });
@@ -121,7 +120,7 @@ at::Tensor layer_norms_cpu(at::TensorList tensors) {
     is_wide |= tensor.scalar_type() == at::kDouble;
     const bool is_sparse = tensor.is_sparse();
     numels.push_back(is_sparse ? 0 : tensor.numel());
-    work.spans.push_back(is_sparse ? Span() : span_of(tensor, Access::kRead, work));
+    work.spans.push_back(is_sparse ? Span() : work.copies.span_of(tensor, Access::kRead));
   }
   const at::Tensor norms = at::empty({static_cast<int64_t>(tensors.size())}, is_wide ? at::kDouble : at::kFloat);
   layer_norms(ChunkMap(numels), work, norms);

@@ -2,7 +2,6 @@
 
 #include <cstring>
 
-#include "checks.h"
 #include "cpu/block_math.h"
 #include "cpu/kernels.h"
 
@@ -45,22 +44,10 @@ void pack_any(const Span& x, int64_t begin, const Span& base, const Span& out, i
 
 void pack(const ChunkMap& chunks, Workspace& work, const at::Tensor& weights, const at::Tensor& out,
           const OptionalTensor& base) {
-  check_per_layer(weights, "weights", chunks.layers(), at::kCPU);
-  check_flat(out, "out", chunks.numel(), at::kCPU);
+  const auto shares = [&](const Span& buffer, int64_t numel) { return find_overlap(chunks, work, buffer, numel); };
+  check_pack(ListFacts{chunks.layers(), chunks.numel(), at::kCPU, shares}, weights, out, base);
   const Span out_span = write_span(out);
-  Span base_span;
-  if (base.has_value()) {
-    check_flat(*base, "base", chunks.numel(), at::kCPU);
-    TORCH_CHECK(base->scalar_type() == out.scalar_type(), "base has dtype ", base->scalar_type(), ": that of out, ",
-                out.scalar_type(), ", is needed");
-    base_span = read_span(*base);
-    TORCH_CHECK(base_span.data == out_span.data || !overlap(base_span, chunks.numel(), out_span, chunks.numel()),
-                "base shares part of its memory with out: the same memory or separate memory is needed");
-  }
-  for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
-    TORCH_CHECK(!overlap(work.spans[layer], chunks.numel(layer), out_span, chunks.numel()),
-                "out shares memory with tensors[", layer, "]: separate memory is needed");
-  }
+  const Span base_span = base.has_value() ? read_span(*base) : Span();
   read_scalars(weights, work.scalars);
   chunks.for_each([&](int64_t, const Chunk& chunk) {
     pack_any(work.spans[chunk.layer], chunk.begin, base_span, out_span, chunks.offset(chunk.layer) + chunk.begin,
@@ -76,7 +63,7 @@ void pack_cpu(at::TensorList tensors, const at::Tensor& weights, const at::Tenso
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, at::kCPU);
     check_strided(tensors[i], "tensors", i);
-    work.spans.push_back(span_of(tensors[i], Access::kRead, work));
+    work.spans.push_back(work.copies.span_of(tensors[i], Access::kRead));
   }
   pack(ChunkMap(numels_of(tensors)), work, weights, out, base);
 }

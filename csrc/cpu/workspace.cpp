@@ -1,33 +1,12 @@
-#include <ATen/Functions.h>
-#include <ATen/core/grad_mode.h>
-
 #include "cpu/kernels.h"
 
 namespace grawa::cpu {
 
-Span copy_span(const at::Tensor& tensor, at::IntArrayRef strides, Workspace& work) {
-  at::NoGradGuard no_grad;
-  const at::Tensor copy = at::empty_strided(tensor.sizes(), strides, tensor.options().requires_grad(false));
-  copy.copy_(tensor);
-  work.copies.push_back({tensor, copy});
-  return write_span(copy);
-}
-
-Span span_of(const at::Tensor& tensor, Access access, Workspace& work) {
-  if (is_dense(tensor)) return access == Access::kRead ? read_span(tensor) : write_span(tensor);
-  std::vector<int64_t> strides(tensor.dim());
-  int64_t stride = 1;
-  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
-    strides[dim] = stride;
-    stride *= tensor.size(dim);
+int64_t find_overlap(const ChunkMap& chunks, const Workspace& work, const Span& buffer, int64_t buffer_numel) {
+  for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
+    if (overlap(work.spans[layer], chunks.numel(layer), buffer, buffer_numel)) return layer;
   }
-  return copy_span(tensor, strides, work);
-}
-
-void return_copies(Workspace& work) {
-  at::NoGradGuard no_grad;
-  for (const Copy& copy : work.copies) copy.original.detach().copy_(copy.copy);
-  work.copies.clear();
+  return -1;
 }
 
 void read_scalars(const at::Tensor& tensor, std::vector<double>& values) {
@@ -52,13 +31,6 @@ void write_scalar(const at::Tensor& tensor, int64_t index, double value) {
   } else {
     tensor.mutable_data_ptr<float>()[place] = static_cast<float>(value);
   }
-}
-
-std::vector<int64_t> numels_of(at::TensorList tensors) {
-  std::vector<int64_t> numels;
-  numels.reserve(tensors.size());
-  for (const at::Tensor& tensor : tensors) numels.push_back(tensor.numel());
-  return numels;
 }
 
 }  // namespace grawa::cpu

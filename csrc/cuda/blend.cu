@@ -5,7 +5,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "checks.h"
 #include "cuda/kernels.h"
 #include "cuda/multi_tensor.cuh"
 #include "cuda/squares.cuh"
@@ -96,11 +95,7 @@ void launch(const Table& table, const View& view, const at::Tensor& center, cons
 }  // namespace
 
 void blend(Table& table, const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances) {
-  check_flat(center, "center", table.numel(), table.device());
-  check_per_layer(pull, "pull", table.layers(), table.device());
-  if (distances.has_value()) check_per_layer(*distances, "distances", table.layers(), table.device());
-  const int64_t shared = table.find_overlap(read_span(center), table.numel());
-  TORCH_CHECK(shared < 0, "center shares memory with tensors[", shared, "]: separate memory is needed");
+  check_blend(facts_of(table), center, pull, distances);
   if (distances.has_value()) mark_written(*distances);
   if (table.chunks() == 0) return;
   const c10::cuda::CUDAGuard guard(table.device());

@@ -3,15 +3,11 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "checks.h"
 #include "cuda/kernels.h"
 #include "cuda/multi_tensor.cuh"
 
 namespace grawa::cuda {
 namespace {
-
-// Marks a layer that had no gradient in a list of norms.
-constexpr double kNoGradient = -1;
 
 __global__ void __launch_bounds__(kThreads)
     update_estimates_kernel(Scalars sums, Scalars counts, Scalars norms, int64_t layers, double decay) {
@@ -23,20 +19,11 @@ __global__ void __launch_bounds__(kThreads)
   counts.write(layer, decay * counts.read(layer) + (1 - decay));
 }
 
-void check_sums(const at::Tensor& tensor, const char* name, const at::Tensor& norms) {
-  check_per_layer(tensor, name, norms.size(0), norms.device());
-  TORCH_CHECK(tensor.scalar_type() == at::kDouble, name, " has dtype ", tensor.scalar_type(), ": float64 is needed");
-}
-
 }  // namespace
 
 void update_estimates(const at::Tensor& sums, const at::Tensor& counts, const at::Tensor& norms, double decay) {
-  TORCH_CHECK(norms.dim() == 1, "norms has shape ", norms.sizes(), ": one dimension is needed, a norm per layer");
+  check_estimates(sums, counts, norms, decay);
   const int64_t layers = norms.size(0);
-  check_per_layer(norms, "norms", layers, norms.device());
-  check_sums(sums, "sums", norms);
-  check_sums(counts, "counts", norms);
-  TORCH_CHECK(decay >= 0 && decay < 1, "decay is ", decay, ": it must be in [0, 1)");
   mark_written(sums);
   mark_written(counts);
   if (layers == 0) return;

@@ -2,17 +2,21 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "checks.h"
 #include "cuda/table.h"
 
 // The kernels behind the operators, shared with LayerTable, which keeps the table of pointers. None of them waits for
 // the device; all run on the current stream of the table's device.
 namespace grawa::cuda {
 
-using OptionalTensor = std::optional<at::Tensor>;
+// What the checks of arguments ask about a list.
+inline auto facts_of(const Table& table) {
+  const auto shares = [&table](const Span& buffer, int64_t numel) { return table.find_overlap(buffer, numel); };
+  return ListFacts{table.layers(), table.numel(), at::Device(table.device()), shares};
+}
 
 // norms[l] = the norm of layer l, -1 where it is missing.
 void layer_norms(Table& table, const at::Tensor& norms);

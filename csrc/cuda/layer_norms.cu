@@ -12,8 +12,6 @@
 namespace grawa::cuda {
 namespace {
 
-// The norm of a gradient that does not exist.
-constexpr double kNoGradient = -1;
 template <typename T>
 __device__ Partial squares(const Chunk& chunk) {
   const T* data = static_cast<const T*>(chunk.data) + chunk.begin;

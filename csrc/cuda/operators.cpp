@@ -4,18 +4,11 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include "checks.h"
-#include "cpu/kernels.h"
+#include "copies.h"
 #include "cuda/kernels.h"
 
 namespace grawa::cuda {
 namespace {
-
-using cpu::Access;
-using cpu::span_of;
-
-// Copies of what is not in wire order are ordinary tensor operations, on any device.
-using Copies = cpu::Workspace;
 
 // A list that came here has a CUDA tensor somewhere: its device is that of all, or the checks will say so.
 at::Device device_of(at::TensorList tensors, at::TensorList others) {
@@ -47,9 +40,9 @@ at::Tensor layer_norms_cuda(at::TensorList tensors) {
     values.push_back(dense_values(tensor));
   }
   Copies copies;
-  Table table(cpu::numels_of(values), device, true);
+  Table table(numels_of(values), device, true);
   for (size_t i = 0; i < values.size(); ++i) {
-    table.set(i, span_of(values[i], Access::kRead, copies), values[i].numel());
+    table.set(i, copies.span_of(values[i], Access::kRead), values[i].numel());
   }
   const auto options = at::TensorOptions().dtype(is_wide ? at::kDouble : at::kFloat).device(device);
   const at::Tensor norms = at::empty({static_cast<int64_t>(tensors.size())}, options);
@@ -61,11 +54,11 @@ void pack_cuda(at::TensorList tensors, const at::Tensor& weights, const at::Tens
   const at::Device device = device_of(tensors, {weights, out});
   const c10::cuda::CUDAGuard guard(device);
   Copies copies;
-  Table table(cpu::numels_of(tensors), device, false);
+  Table table(numels_of(tensors), device, false);
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, device);
     check_strided(tensors[i], "tensors", i);
-    table.set(i, span_of(tensors[i], Access::kRead, copies), tensors[i].numel());
+    table.set(i, copies.span_of(tensors[i], Access::kRead), tensors[i].numel());
   }
   pack(table, weights, out, base);
 }
@@ -75,15 +68,15 @@ void blend_cuda(at::TensorList tensors, const at::Tensor& center, const at::Tens
   const at::Device device = device_of(tensors, {center, pull});
   const c10::cuda::CUDAGuard guard(device);
   Copies copies;
-  Table table(cpu::numels_of(tensors), device, distances.has_value());
+  Table table(numels_of(tensors), device, distances.has_value());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, device);
     check_strided(tensors[i], "tensors", i);
     check_writable(tensors[i], "tensors", i);
-    table.set(i, span_of(tensors[i], Access::kWrite, copies), tensors[i].numel());
+    table.set(i, copies.span_of(tensors[i], Access::kWrite), tensors[i].numel());
   }
   blend(table, center, pull, distances);
-  cpu::return_copies(copies);
+  copies.put_back();
   for (const at::Tensor& tensor : tensors) mark_written(tensor);
 }
 

@@ -5,7 +5,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "checks.h"
 #include "cuda/kernels.h"
 #include "cuda/multi_tensor.cuh"
 
@@ -94,26 +93,10 @@ void launch(const Table& table, const View& view, const Scalars& weights, const 
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void check(const Table& table, const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base) {
-  check_per_layer(weights, "weights", table.layers(), table.device());
-  check_flat(out, "out", table.numel(), table.device());
-  const Span out_span = read_span(out);
-  if (base.has_value()) {
-    check_flat(*base, "base", table.numel(), table.device());
-    TORCH_CHECK(base->scalar_type() == out.scalar_type(), "base has dtype ", base->scalar_type(), ": that of out, ",
-                out.scalar_type(), ", is needed");
-    const Span base_span = read_span(*base);
-    TORCH_CHECK(base_span.data == out_span.data || !overlap(base_span, table.numel(), out_span, table.numel()),
-                "base shares part of its memory with out: the same memory or separate memory is needed");
-  }
-  const int64_t shared = table.find_overlap(out_span, table.numel());
-  TORCH_CHECK(shared < 0, "out shares memory with tensors[", shared, "]: separate memory is needed");
-}
-
 }  // namespace
 
 void pack(Table& table, const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base) {
-  check(table, weights, out, base);
+  check_pack(facts_of(table), weights, out, base);
   mark_written(out);
   if (table.numel() == 0) return;
   const c10::cuda::CUDAGuard guard(table.device());

@@ -1,0 +1,46 @@
+#include "copies.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+namespace grawa {
+
+Span Copies::add(const at::Tensor& tensor, at::IntArrayRef strides) {
+  at::NoGradGuard no_grad;
+  const at::Tensor copy = at::empty_strided(tensor.sizes(), strides, tensor.options().requires_grad(false));
+  copy.copy_(tensor);
+  copies_.push_back({tensor, copy});
+  return write_span(copy);
+}
+
+Span Copies::span_of(const at::Tensor& tensor, Access access) {
+  if (is_dense(tensor)) return access == Access::kRead ? read_span(tensor) : write_span(tensor);
+  return add(tensor, row_major_strides(tensor));
+}
+
+void Copies::put_back() {
+  at::NoGradGuard no_grad;
+  for (const Copy& copy : copies_) {
+    if (copy.original.defined()) copy.original.detach().copy_(copy.copy);
+  }
+  copies_.clear();
+}
+
+std::vector<int64_t> row_major_strides(const at::Tensor& tensor) {
+  std::vector<int64_t> strides(tensor.dim());
+  int64_t stride = 1;
+  for (int64_t dim = tensor.dim() - 1; dim >= 0; --dim) {
+    strides[dim] = stride;
+    stride *= tensor.size(dim);
+  }
+  return strides;
+}
+
+std::vector<int64_t> numels_of(at::TensorList tensors) {
+  std::vector<int64_t> numels;
+  numels.reserve(tensors.size());
+  for (const at::Tensor& tensor : tensors) numels.push_back(tensor.numel());
+  return numels;
+}
+
+}  // namespace grawa

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "span.h"
+
+namespace grawa {
+
+enum class Access { kRead, kWrite };
+
+// Stand-ins for tensors whose memory is not in wire order; they live as long as a call, on the tensors' device.
+class Copies {
+ public:
+  // The tensor's own memory where it is dense, else a row-major copy.
+  Span span_of(const at::Tensor& tensor, Access access);
+  // A copy with other strides.
+  Span add(const at::Tensor& tensor, at::IntArrayRef strides);
+  void keep(const at::Tensor& tensor) { copies_.push_back({at::Tensor(), tensor}); }
+  // After a kernel wrote to the spans: to where they came from.
+  void put_back();
+  void clear() { copies_.clear(); }
+
+ private:
+  struct Copy {
+    at::Tensor original;  // undefined: only kept alive
+    at::Tensor copy;
+  };
+  std::vector<Copy> copies_;
+};
+
+std::vector<int64_t> row_major_strides(const at::Tensor& tensor);
+std::vector<int64_t> numels_of(at::TensorList tensors);
+
+}  // namespace grawa
