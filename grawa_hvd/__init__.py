@@ -2,7 +2,7 @@
 
 from grawa_hvd import averaging, ops, scores
 from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Uniform
-from grawa_hvd.communicator import Compression
+from grawa_hvd.compression import Compression
 from grawa_hvd.errors import AllWorkersDivergedError, RanksOutOfStepError, ScoresError
 from grawa_hvd.optimizer import DistributedGrawaOptimizer
 from grawa_hvd.report import RoundReport

@@ -32,6 +32,10 @@ class Observed:
     accuracies: Tensor
     samples: Tensor
 
+    def of(self, workers: list[int]) -> Observed:
+        """The same of some workers alone, in that order."""
+        return Observed(*(values[workers] for values in vars(self).values()))
+
 
 def inverse_norm_weights(scores: Tensor) -> Tensor:
     """Weights of a GRAWA average: inversely proportional to the scores, columns summing to 1 (paper, eqs. 2, 4, 7).

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import socket
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -13,8 +18,9 @@ import torch
 from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor
 
+from grawa_hvd.compression import Compression, Half
+
 Average = hvd.Average
-Compression = hvd.Compression
 ProcessSet = hvd.ProcessSet
 global_process_set = hvd.global_process_set
 
@@ -34,6 +40,9 @@ class Sum(Protocol):
 
     bytes: int
 
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+
     def wait(self) -> None:
         """Block until the buffer holds the sum."""
 
@@ -43,7 +52,11 @@ class Communicator:
 
     Args:
         process_set: the Horovod processes that average with each other; the others train alone.
-        compression: a Horovod compressor: what a buffer is turned into while it travels.
+        compression: `Compression.fp16` and its like, or any Horovod compressor: what a buffer is turned into while it
+            travels.
+
+    Attributes:
+        halves: whether differences from the centre travel, in 16 bits an element.
 
     Raises:
         ValueError: if either is something else.
@@ -57,6 +70,7 @@ class Communicator:
             raise ValueError(
                 f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"
             )
+        self.halves = compression in (Half, hvd.Compression.fp16)
         self._process_set = process_set
         self._compression = compression
         # Two optimizers in one process must not share collective names (horovod#2559).
@@ -77,9 +91,29 @@ class Communicator:
         """The number of workers, M."""
         return int(self._process_set.size())
 
+    def within_host(self) -> HostGroup:
+        """This worker's host, as a communicator of its own; a collective of all workers.
+
+        Raises:
+            ValueError: if Horovod was started without dynamic process sets.
+        """
+        name = os.environ.get("HOROVOD_HOSTNAME", socket.gethostname())
+        names = self.gather_bytes(name.encode(), "hosts")
+        ranks = range(self.size) if self._is_global else self._process_set.ranks
+        hosts = [[worker for worker in range(self.size) if names[worker] == host] for host in dict.fromkeys(names)]
+        # Every rank makes the sets of all hosts, in one order.
+        sets = [_process_set_of([ranks[worker] for worker in workers]) for workers in hosts]
+        own = next(number for number, workers in enumerate(hosts) if self.rank in workers)
+        return HostGroup(Communicator(sets[own]), hosts[own])
+
+    def leave_under_way(self, sums: list[Sum]) -> None:
+        """Note sums that are still under way when control goes back to the user."""
+        _join_after(sums)
+
     def describe(self) -> list[str]:
         """A line for each thing that ranks must agree on."""
-        return [f"compression={getattr(self._compression, '__name__', type(self._compression).__name__)}"]
+        name = getattr(self._compression, "__name__", type(self._compression).__name__)
+        return [f"compression={'fp16' if self.halves else name}"]
 
     def named(self, workers: list[int]) -> str:
         """Workers by their global ranks: "rank 2", or "ranks 0, 1"."""
@@ -134,12 +168,13 @@ class Communicator:
         Args:
             buffer: flat, of floating point.
             what: the collective's name; the same on every rank.
-            exact: leave the user's compression out.
+            exact: leave a compressor of the user's out.
         """
         name = f"{self._prefix}.{what}"
         if buffer.dtype == torch.bfloat16:
             return _PiecewiseSum(buffer, name, self._process_set)
-        return _CompressedSum(buffer, name, self._process_set, Compression.none if exact else self._compression)
+        plain = exact or self.halves
+        return _CompressedSum(buffer, name, self._process_set, Compression.none if plain else self._compression)
 
 
 class _CompressedSum:
@@ -148,8 +183,13 @@ class _CompressedSum:
         self._wire, self._context = compression.compress(buffer)
         self.bytes = self._wire.numel() * self._wire.element_size()
         self._handle = hvd.allreduce_async_(self._wire, name=name, op=hvd.Sum, process_set=process_set)
+        self._received = False
+
+    def done(self) -> bool:
+        return self._received or bool(hvd.poll(self._handle))
 
     def wait(self) -> None:
+        self._received = True
         result = self._compression.decompress(hvd.synchronize(self._handle), self._context)
         if result.data_ptr() != self._buffer.data_ptr():
             self._buffer.copy_(result)
@@ -162,6 +202,9 @@ class _PiecewiseSum:
         self._buffer, self._name, self._process_set = buffer, name, process_set
         self.bytes = 4 * buffer.numel()
 
+    def done(self) -> bool:
+        return True  # nothing is under way before `wait`
+
     def wait(self) -> None:
         size = max(SMALLEST_PIECE, -(-self._buffer.numel() // BFLOAT16_PIECES))
         staging = torch.empty(min(size, self._buffer.numel()), dtype=torch.float32, device=self._buffer.device)
@@ -169,6 +212,50 @@ class _PiecewiseSum:
             wire = staging[: piece.numel()].copy_(piece)
             name = f"{self._name}.{index}"
             piece.copy_(hvd.allreduce_(wire, name=name, op=hvd.Sum, process_set=self._process_set))
+
+
+@dataclass(frozen=True)
+class HostGroup:
+    """The workers of one host: their communicator, and their ranks among all workers."""
+
+    communicator: Communicator
+    workers: list[int]
+
+
+def _process_set_of(ranks: list[int]) -> Any:
+    """The process set of these global ranks, made if Horovod has none; a collective of all ranks then."""
+    for number, members in hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items():
+        if members == ranks:
+            known = ProcessSet(ranks)
+            known.process_set_id = number
+            return known
+    try:
+        return hvd.add_process_set(ranks)
+    except ValueError as error:
+        raise ValueError(
+            "local_period needs a Horovod process set for each host: start horovodrun with "
+            f"HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment ({error})"
+        ) from error
+
+
+_under_way: list[Sum] = []
+
+
+def _join_after(sums: list[Sum]) -> None:
+    """Let `hvd.join` wait for these sums first: a rank that joins while it takes part in a sum hangs all ranks."""
+    _under_way[:] = [*(sum_ for sum_ in _under_way if not sum_.done()), *sums]
+    if getattr(hvd.join, "waits", False):
+        return
+    join = hvd.join
+
+    @functools.wraps(join)
+    def join_when_done(*arguments: Any, **options: Any) -> Any:
+        while not all(sum_.done() for sum_ in _under_way):
+            time.sleep(1e-3)
+        return join(*arguments, **options)
+
+    join_when_done.waits = True  # type: ignore[attr-defined]
+    hvd.join = join_when_done
 
 
 def built_transports() -> dict[str, bool]:

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.communicator import Communicator
-from grawa_hvd.layers import Layout
+from grawa_hvd.communicator import Communicator, Sum
+from grawa_hvd.compression import HalfDifferences
+from grawa_hvd.layers import Bucket, Layout
+
+
+@dataclass
+class Underway:
+    """One bucket's sum on its way: into the centre's own buffer, or of differences that it will move by."""
+
+    bucket: int
+    sum: Sum
+    differences: Tensor | None = None
+    halves: HalfDifferences | None = None
 
 
 class Center:
-    """c[l] = Σ_m β[m,l]·x[m,l], in one flat buffer a bucket that is wire buffer first and centre afterwards.
+    """c[l] = Σ_m β[m,l]·x[m,l], in one flat buffer a bucket.
 
-    Outer momentum keeps a velocity besides, and there the velocity is the wire buffer: since a layer's weights sum
-    to 1, v_new = η·v + c − c_old = Σ_m β[m]·(x[m] − (c_old − η·v)), so each worker packs its part of that sum over v.
+    A plain synchronous round sums in that buffer itself: it is wire buffer first and centre afterwards. Where the old
+    centre is still needed, differences travel, c = c_old + Σ_m β[m]·(x[m] − c_old). Outer momentum keeps a velocity,
+    and there the velocity is the wire buffer: since weights sum to 1,
+    v = η·v + c − c_old = Σ_m β[m]·(x[m] − (c_old − η·v)).
 
     Args:
         layout: the parameters.
         outer_momentum: η, from 0 to below 1.
+        halves: differences travel in 16 bits, and what rounding took away is kept for the next round.
+        overlapped: training goes on during a round, near the old centre.
     """
 
-    def __init__(self, layout: Layout, outer_momentum: float) -> None:
+    def __init__(
+        self, layout: Layout, outer_momentum: float = 0.0, halves: bool = False, overlapped: bool = False
+    ) -> None:
         self._layout = layout
         self._momentum = outer_momentum
-        self._buffers = [bucket.new_buffer() for bucket in layout.buckets]
-        self._velocities = [bucket.new_buffer() for bucket in layout.buckets] if outer_momentum else []
-        # Parameters that have no previous centre: their velocity starts from rest.
+        self._halves = halves
+        self._in_place = not (outer_momentum or halves or overlapped)
+        self._kept = {"center": [bucket.new_buffer() for bucket in layout.buckets]}
+        if outer_momentum:
+            self._kept["velocity"] = [bucket.new_buffer() for bucket in layout.buckets]
+        if halves:
+            self._kept["residual"] = [torch.zeros_like(buffer, dtype=_wide(buffer)) for buffer in self._kept["center"]]
+        # Parameters that have no previous centre: nothing pulls them, and their velocity starts from rest.
         self._unseen = set(range(len(layout.parameters)))
         self._pulls: dict[float, list[Tensor]] = {}
 
@@ -37,87 +60,137 @@ class Center:
         """Whether there is a centre to be pulled to."""
         return len(self._unseen) < len(self._layout.parameters)
 
-    def average_(self, weights: Tensor, communicator: Communicator) -> int:
-        """Replace the centre by the weighted sum over workers; a collective.
+    def part(self, bucket: int) -> Tensor:
+        """The flat centre of a bucket."""
+        return self._kept["center"][bucket]
+
+    def parts(self) -> list[Tensor | None]:
+        """Each parameter's part of the flat centre, [its elements]; None for one that has no centre yet."""
+        result: list[Tensor | None] = [None] * len(self._layout.parameters)
+        for bucket, buffer in zip(self._layout.buckets, self._kept["center"], strict=True):
+            for index, part in zip(bucket.members, bucket.split(buffer), strict=True):
+                result[index] = None if index in self._unseen else part
+        return result
+
+    def start(self, number: int, weights: Tensor, communicator: Communicator, reach: float = 0.0) -> Underway:
+        """Start the weighted sum of one bucket over the workers; a collective.
 
         Args:
+            number: which bucket.
             weights: this worker's, one a parameter, [P]; 0 contributes exact zeros even over NaN.
             communicator: the workers.
-
-        Returns:
-            Bytes that this worker handed to the collectives.
+            reach: the largest distance of a worker from the centre; only with `halves`.
         """
-        try:
-            sums = [
-                communicator.sum_async_(self._packed(number, weights), bucket.name)
-                for number, bucket in enumerate(self._layout.buckets)
-            ]
-            for pending in sums:
-                pending.wait()
-        except BaseException:
-            self.forget()
-            raise
-        if self._momentum:
-            self._move()
-        self._unseen.clear()
-        return sum(pending.bytes for pending in sums)
-
-    def _packed(self, number: int, weights: Tensor) -> Tensor:
-        bucket, center = self._layout.buckets[number], self._buffers[number]
+        bucket, center = self._layout.buckets[number], self._kept["center"][number]
         own = weights[bucket.indices]
-        if not self._momentum:
+        if self._in_place:
             bucket.table.pack(own, center)
-            return center
-        velocity = self._velocities[number]
-        velocity.mul_(-self._momentum).add_(center)
-        bucket.table.pack(own, velocity, base=velocity)
-        return velocity
+            return Underway(number, communicator.sum_async_(center, bucket.name))
+        if self._halves and self._unseen.isdisjoint(bucket.members):
+            differences = center.to(_wide(center), copy=True)
+            bucket.table.pack(own, differences, base=differences)
+            halves = HalfDifferences(differences, self._kept["residual"][number], reach)
+            sum_ = communicator.sum_async_(halves.wire, f"{bucket.name}.half")
+            return Underway(number, sum_, differences, halves)
+        if self._momentum:
+            differences = self._kept["velocity"][number].mul_(-self._momentum).add_(center)
+        else:
+            differences = center.clone()
+        bucket.table.pack(own, differences, base=differences)
+        return Underway(number, communicator.sum_async_(differences, bucket.name), differences)
 
-    def forget(self) -> None:
-        """Have no centre, as after a round that broke off and left parts of sums behind."""
-        for buffer in (*self._buffers, *self._velocities):
-            buffer.zero_()
-        self._unseen = set(range(len(self._layout.parameters)))
+    def move_(self, underway: Underway) -> None:
+        """Let a bucket's centre be what its sum, which has come, says."""
+        bucket, differences = self._layout.buckets[underway.bucket], underway.differences
+        if differences is not None:
+            if underway.halves is not None:
+                underway.halves.receive()
+                if self._momentum:
+                    differences = self._kept["velocity"][underway.bucket].mul_(self._momentum).add_(differences)
+            self._kept["center"][underway.bucket].add_(differences)
+        if not self._unseen.isdisjoint(bucket.members):
+            self._rest(bucket, underway.bucket)
+            self._see(bucket.members)
 
-    def _move(self) -> None:
-        for number, bucket in enumerate(self._layout.buckets):
-            self._buffers[number].add_(self._velocities[number])
-            for index, velocity in zip(bucket.members, bucket.views(self._velocities[number]), strict=True):
+    def _rest(self, bucket: Bucket, number: int) -> None:
+        if self._momentum:
+            for index, velocity in zip(bucket.members, bucket.split(self._kept["velocity"][number]), strict=True):
                 if index in self._unseen:
                     velocity.zero_()
 
-    def pull_(self, strength: float, distances: Tensor | None = None) -> None:
-        """x ← (1 − strength)·x + strength·c; at strength 1 bitwise c.
+    def _see(self, members: Iterable[int]) -> None:
+        self._unseen.difference_update(members)
+        self._pulls.clear()
+
+    def average_(self, weights: Tensor, communicator: Communicator) -> None:
+        """Replace the whole centre by the weighted sum over workers; a collective."""
+        for underway in [self.start(number, weights, communicator) for number in range(len(self._layout.buckets))]:
+            underway.sum.wait()
+            self.move_(underway)
+
+    def forget(self) -> None:
+        """Have no centre, as after a round that broke off and left parts of sums behind."""
+        for buffers in self._kept.values():
+            for buffer in buffers:
+                buffer.zero_()
+        self._unseen = set(range(len(self._layout.parameters)))
+        self._pulls.clear()
+
+    def pull_(self, strength: float) -> None:
+        """x ← (1 − strength)·x + strength·c wherever there is a centre; at strength 1 bitwise c."""
+        for number in range(len(self._layout.buckets)):
+            self.pull_bucket_(number, strength)
+
+    def pull_bucket_(self, number: int, strength: float, distances: Tensor | None = None) -> None:
+        """The same for one bucket.
 
         Args:
+            number: which bucket.
             strength: from 0 to 1.
-            distances: if given, [P], receives ‖x − c‖ of each parameter before the pull.
+            distances: if given, [P], receives ‖x − c‖ of the bucket's parameters before the pull.
         """
-        for number, (bucket, pull) in enumerate(zip(self._layout.buckets, self._pull_tensors(strength), strict=True)):
-            if distances is None:
-                bucket.table.blend_(self._buffers[number], pull)
-            else:
-                part = torch.zeros_like(pull)
-                bucket.table.blend_(self._buffers[number], pull, part)
-                distances[bucket.indices] = part.to(distances)
+        bucket, pull = self._layout.buckets[number], self._pull_tensors(strength)[number]
+        if distances is None:
+            bucket.table.blend_(self._kept["center"][number], pull)
+        else:
+            part = torch.zeros_like(pull)
+            bucket.table.blend_(self._kept["center"][number], pull, part)
+            distances[bucket.indices] = part.to(distances)
+
+    def distances(self) -> Tensor:
+        """‖x − c‖ of each parameter, float64, [P]; 0 for a finite one without a centre."""
+        result = torch.zeros(len(self._layout.parameters), dtype=torch.float64, device=self._layout.device)
+        for number in range(len(self._layout.buckets)):
+            self.pull_bucket_(number, 0.0, result)
+        unseen = sorted(self._unseen)
+        result[unseen] *= 0
+        return result
 
     def _pull_tensors(self, strength: float) -> list[Tensor]:
         if strength not in self._pulls:
             self._pulls[strength] = [
-                torch.full((len(bucket.members),), strength, dtype=torch.float64, device=bucket.indices.device)
+                torch.tensor(
+                    [0.0 if index in self._unseen else strength for index in bucket.members],
+                    dtype=torch.float64,
+                    device=bucket.indices.device,
+                )
                 for bucket in self._layout.buckets
             ]
         return self._pulls[strength]
 
     def state(self) -> dict[int, dict[str, Tensor]]:
-        """Parameter index → its centre and, with outer momentum, velocity, in the parameter's shape (views)."""
+        """Parameter index → its centre and, where kept, velocity and residual, in the parameter's shape (views)."""
         result: dict[int, dict[str, Tensor]] = {}
-        for kind, buffers in (("center", self._buffers), ("velocity", self._velocities)):
-            for bucket, buffer in zip(self._layout.buckets, buffers, strict=False):
-                for index, view in zip(bucket.members, bucket.views(buffer), strict=True):
-                    if index not in self._unseen:
-                        result.setdefault(index, {})[kind] = view
+        for kind, index, view in self._views():
+            if index not in self._unseen:
+                result.setdefault(index, {})[kind] = view
         return dict(sorted(result.items()))
+
+    def _views(self) -> Iterator[tuple[str, int, Tensor]]:
+        for kind, buffers in self._kept.items():
+            for bucket, buffer in zip(self._layout.buckets, buffers, strict=True):
+                for index, view in zip(bucket.members, bucket.views(buffer), strict=True):
+                    yield kind, index, view
 
     def load(self, state: dict[int, dict[str, Tensor]]) -> None:
         """Take over what `state` returned, here or in another process; parameters that it lacks start unseen.
@@ -125,28 +198,31 @@ class Center:
         Raises:
             ValueError: if a shape differs.
         """
-        for kind, buffers in (("center", self._buffers), ("velocity", self._velocities)):
-            for bucket, buffer in zip(self._layout.buckets, buffers, strict=False):
-                for index, view in zip(bucket.members, bucket.views(buffer), strict=True):
-                    saved = state.get(index, {}).get(kind)
-                    if saved is None:
-                        continue
-                    if saved.shape != view.shape:
-                        raise ValueError(
-                            f"the {kind} of {self._layout.names[index]} has shape {tuple(saved.shape)} in the "
-                            f"checkpoint, and {tuple(view.shape)} in this model"
-                        )
-                    view.copy_(saved)
-        self._unseen -= {index for index in state if "center" in state[index]}
+        for kind, index, view in self._views():
+            saved = state.get(index, {}).get(kind)
+            if saved is None:
+                continue
+            if saved.shape != view.shape:
+                raise ValueError(
+                    f"the {kind} of {self._layout.names[index]} has shape {tuple(saved.shape)} in the "
+                    f"checkpoint, and {tuple(view.shape)} in this model"
+                )
+            view.copy_(saved)
+        self._see(index for index in state if "center" in state[index])
 
     def adopt_(self, has_it: bool, communicator: Communicator) -> None:
         """Copy centre and velocity from the one rank that says `has_it` to all; a collective."""
-        for kind, buffers in (("center", self._buffers), ("velocity", self._velocities)):
-            for bucket, buffer in zip(self._layout.buckets, buffers, strict=False):
+        for kind, buffers in self._kept.items():
+            for bucket, buffer in zip(self._layout.buckets, buffers, strict=True):
                 if not has_it:
                     buffer.zero_()
-                communicator.sum_async_(buffer, f"adopt.{kind}.{bucket.name}", exact=True).wait()
-        self._unseen.clear()
+                if kind != "residual":  # each worker's own
+                    communicator.sum_async_(buffer, f"adopt.{kind}.{bucket.name}", exact=True).wait()
+        self._see(range(len(self._layout.parameters)))
+
+
+def _wide(buffer: Tensor) -> torch.dtype:
+    return torch.float64 if buffer.dtype == torch.float64 else torch.float32
 
 
 @contextmanager
@@ -160,7 +236,7 @@ def plain_mean(layout: Layout, weight: float, communicator: Communicator) -> Ite
     """
     with torch.no_grad():
         own = [parameter.detach().clone() for parameter in layout.parameters]
-        mean = Center(layout, outer_momentum=0.0)
+        mean = Center(layout)
         weights = torch.full((len(own),), weight, dtype=torch.float64, device=layout.device)
         mean.average_(weights, communicator)
         mean.pull_(1.0)

@@ -13,6 +13,9 @@ from torch import Tensor
 from grawa_hvd import ops
 
 UNNAMED = "allreduce.noname."
+# A message of Horovod's fusion threshold (64 MiB) or more travels from where it lies; smaller ones that are ready at
+# the same time are copied together first.
+BUCKET_BYTES = 64 * 2**20
 Groups = int | list[list[Tensor]] | None
 
 
@@ -84,31 +87,36 @@ class Bucket:
     """Parameters of one dtype and device that travel in one flat buffer.
 
     Attributes:
-        indices: which parameters of the layout, int64 on the parameters' device.
+        members: which parameters of the layout; indices: the same as int64 on the parameters' device.
         table: the kernels' handle on them.
         name: part of its collectives' names.
+        fragment: the part of the model whose rounds it belongs to.
     """
 
-    def __init__(self, layout_parameters: Sequence[Tensor], members: list[int], name: str) -> None:
+    def __init__(self, layout_parameters: Sequence[Tensor], members: list[int], name: str, fragment: int) -> None:
         self.members = members
+        self.fragment = fragment
         self.parameters = [layout_parameters[index] for index in members]
         self.table = ops.LayerTable(self.parameters)
         self.indices = torch.tensor(members, dtype=torch.int64, device=self.parameters[0].device)
         self.name = name
         # As they are now: what lies in a buffer stays in this order when a parameter's memory format changes.
-        self._strides = [memory_strides(parameter) for parameter in self.parameters]
+        self.strides = [memory_strides(parameter) for parameter in self.parameters]
 
     def new_buffer(self) -> Tensor:
         """A flat buffer of zeros for these parameters."""
         first = self.parameters[0]
         return torch.zeros(self.table.numel, dtype=first.dtype, device=first.device)
 
+    def split(self, buffer: Tensor) -> Sequence[Tensor]:
+        """The flat parts of a flat buffer, one a parameter."""
+        return torch.split(buffer, [parameter.numel() for parameter in self.parameters])
+
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The parts of a flat buffer in the shapes and memory orders of the parameters."""
-        parts = torch.split(buffer, [parameter.numel() for parameter in self.parameters])
         return [
             part.as_strided(parameter.size(), strides, part.storage_offset())
-            for part, parameter, strides in zip(parts, self.parameters, self._strides, strict=True)
+            for part, parameter, strides in zip(self.split(buffer), self.parameters, self.strides, strict=True)
         ]
 
 
@@ -118,7 +126,11 @@ class Layout:
     Args:
         names: parameter → name, in order.
         layers: "parameter" (a layer is a parameter tensor: the paper's choice) or "module" (the tensors of one module).
-        groups: buckets, as in Horovod: how many, or lists of parameters; None for one a dtype and device.
+        groups: buckets, as in Horovod: how many, or lists of parameters; None for as many as there are 64 MiB.
+        fragments: into how many parts of like size the layers are dealt, in order.
+
+    Raises:
+        ValueError: if there are fewer layers than fragments.
 
     Attributes:
         parameters: P tensors; names: their names.
@@ -127,7 +139,7 @@ class Layout:
         buckets: which parameters travel together.
     """
 
-    def __init__(self, names: dict[Tensor, str], layers: str, groups: Groups) -> None:
+    def __init__(self, names: dict[Tensor, str], layers: str, groups: Groups, fragments: int = 1) -> None:
         self.parameters = list(names)
         self.names = list(names.values())
         labels = self.names if layers == "parameter" else [_module_of(name) for name in self.names]
@@ -136,9 +148,23 @@ class Layout:
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.layer_of = torch.tensor([numbers[label] for label in labels], dtype=torch.int64, device=self.device)
         self.table = ops.LayerTable(self.parameters)
+        if fragments > max(1, len(self.layer_names)):
+            raise ValueError(
+                f"fragments must be at most the number of layers, {len(self.layer_names)}, but is {fragments}"
+            )
+        fragment_of = _fragments(self.parameters, self.layer_of.tolist(), fragments)
         self.buckets = [
-            Bucket(self.parameters, members, f"bucket.{number}")
-            for number, members in enumerate(_bucket_members(self.parameters, groups))
+            Bucket(self.parameters, members, f"bucket.{number}", fragment_of[members[0]])
+            for number, members in enumerate(_bucket_members(self.parameters, groups, fragment_of))
+        ]
+        # Which layers each fragment holds.
+        self.layers_of = [
+            torch.tensor(
+                sorted({numbers[labels[index]] for index, own in enumerate(fragment_of) if own == fragment}),
+                dtype=torch.int64,
+                device=self.device,
+            )
+            for fragment in range(fragments)
         ]
         self.built_from = membership(names)
         self._by_module = len(self.layer_names) < len(self.names)
@@ -228,16 +254,49 @@ def _module_of(name: str) -> str:
     return module or "(root)"
 
 
-def _bucket_members(parameters: list[Tensor], groups: Groups) -> list[list[int]]:
-    """Split parameters by group, and a group by dtype and device, keeping their order."""
+def _fragments(parameters: list[Tensor], layer_of: list[int], fragments: int) -> list[int]:
+    """The fragment of each parameter: layers in order, cut where it makes parts of like size, none of them empty."""
+    layers = 1 + max(layer_of, default=-1)
+    sizes = [0] * layers
+    for parameter, layer in zip(parameters, layer_of, strict=True):
+        sizes[layer] += parameter.numel() * parameter.element_size()
+    total, before, fragment = sum(sizes), 0, 0
+    fragment_of_layer = []
+    for layer, size in enumerate(sizes):
+        middle = int(fragments * (before + size / 2) / max(1, total))
+        # At most one further than the layer before, and far enough that the layers left suffice.
+        fragment = max(min(middle, fragment + (layer > 0), fragments - 1), fragments - (layers - layer), fragment)
+        fragment_of_layer.append(fragment)
+        before += size
+    return [fragment_of_layer[layer] for layer in layer_of]
+
+
+def _bucket_members(parameters: list[Tensor], groups: Groups, fragment_of: list[int]) -> list[list[int]]:
+    """Split parameters by fragment and group, and a group by dtype and device, keeping their order."""
     if isinstance(groups, list):
         group_of = {id(parameter): number for number, group in enumerate(groups) for parameter in group}
         labels: list[Any] = [group_of.get(id(p), (number, "own")) for number, p in enumerate(parameters)]
     elif isinstance(groups, int):
         labels = [index * groups // max(1, len(parameters)) for index in range(len(parameters))]
     else:
-        labels = [0] * len(parameters)
+        labels = [None] * len(parameters)
     members: dict[Any, list[int]] = {}
     for index, (parameter, label) in enumerate(zip(parameters, labels, strict=True)):
-        members.setdefault((label, parameter.dtype, parameter.device), []).append(index)
-    return list(members.values())
+        members.setdefault((fragment_of[index], label, parameter.dtype, parameter.device), []).append(index)
+    if groups is not None:
+        return list(members.values())
+    return [part for bucket in members.values() for part in _parts_by_size(parameters, bucket)]
+
+
+def _parts_by_size(parameters: list[Tensor], members: list[int]) -> list[list[int]]:
+    """Parts of like size in order, each of `BUCKET_BYTES` or more where there is that much."""
+    sizes = [parameters[index].numel() * parameters[index].element_size() for index in members]
+    count = max(1, sum(sizes) // BUCKET_BYTES)
+    parts: list[list[int]] = [[]]
+    filled = 0
+    for index, size in zip(members, sizes, strict=True):
+        if filled + size / 2 > sum(sizes) * len(parts) / count and parts[-1]:
+            parts.append([])
+        parts[-1].append(index)
+        filled += size
+    return parts

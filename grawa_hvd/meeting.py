@@ -7,6 +7,7 @@ epoch or a load that the others did not make, therefore meet the others at their
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -38,26 +39,29 @@ class Contribution:
         norms: its estimates ê, float64 [L]; empty for a policy that does not use gradients.
         reported: mean loss, mean accuracy, samples.
         failure: what its `scores` callable raised.
+        distance: ‖x − c‖ when it was last pulled, [1]; NaN, or None, if it was not.
     """
 
     norms: Tensor
     reported: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     failure: Exception | None = None
+    distance: Tensor | None = None
 
 
 class Meeting:
     """The rows of all ranks. A row: purpose, digest of the terms, failed, progress, steps taken since the rank's last
-    meeting, digest of the parameters, finite, the reported three, norms. It is zero for a rank that has joined.
+    meeting, digest of the parameters, distance at the last pull, distance from the centre now, finite, the reported
+    three, norms. It is zero for a rank that has joined.
     """
 
-    HEADER = 10
-    REPORTED = slice(10, 13)
-    NORMS = slice(13, None)
+    HEADER = 12
+    REPORTED = slice(12, 15)
+    NORMS = slice(15, None)
 
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
         self.bytes = rows.numel() * rows.element_size()
-        # The one read by the host in a round: M × 10 numbers.
+        # The one read by the host in a round: M × 12 numbers.
         header = rows[:, : self.HEADER].tolist()
         self.size = len(header)
         self.present = [rank for rank, row in enumerate(header) if row[0]]
@@ -67,19 +71,33 @@ class Meeting:
         self.progress = {rank: Progress(*(int(number) for number in header[rank][3:7])) for rank in self.present}
         self.taken = {rank: int(header[rank][7]) for rank in self.present}
         self.parameters = {rank: header[rank][8] for rank in self.present}
-        self.finite = [rank for rank in self.present if header[rank][9]]
+        self.distances = [header[rank][9] if rank in self.present else math.nan for rank in range(self.size)]
+        self.finite = [rank for rank in self.present if header[rank][11]]
+        # The largest distance from the centre of a worker that counts.
+        self.reach = max((header[rank][10] for rank in self.finite), default=0.0)
         self.usable = (rows[:, self.HEADER - 1] == 1) & rows[:, self.NORMS].isfinite().all(dim=1)
 
     @staticmethod
     def row(
-        purpose: Purpose, contribution: Contribution, progress: Progress, taken: int, layout: Layout, terms: Terms
-    ) -> Tensor:
-        """This worker's row, [K]; K depends on the layout and the policy alone."""
-        norms = layout.table.norms()
+        purpose: Purpose, contribution: Contribution, progress: Progress, taken: int, layout: Layout, terms: Terms,
+        moved: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """This worker's row, [K]; K depends on the layout and the policy alone.
+
+        Args:
+            moved: the distance of each parameter from the centre, [P], where that is to travel too.
+        """
+        norms = layout.table.norms() if moved is None else moved
         start = digest([repr(norms.tolist())]) if purpose is Purpose.ARRIVAL else 0
-        head = [purpose, terms.digest, contribution.failure is not None, *vars(progress).values(), taken, start]
-        finite = norms.isfinite().all().double()[None]
-        return cat([layout.numbers(head), finite, layout.numbers(contribution.reported), contribution.norms])
+        failed = contribution.failure is not None
+        head = [purpose, terms.digest, failed, *vars(progress).values(), taken, start]
+        distance = layout.numbers([math.nan]) if contribution.distance is None else contribution.distance
+        reach = norms.new_zeros(1) if moved is None else norms.square().sum().sqrt()[None]
+        finite = norms.isfinite().all()[None]
+        return cat([
+            layout.numbers(head), distance, reach.double(), finite.double(), layout.numbers(contribution.reported),
+            contribution.norms,
+        ])  # fmt: skip
 
     @property
     def arriving(self) -> list[int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from grawa_hvd import amp
 from grawa_hvd.averaging import Averaging
-from grawa_hvd.communicator import Average, Communicator, Compression, global_process_set
+from grawa_hvd.communicator import Average, Communicator, global_process_set
+from grawa_hvd.compression import Compression
 from grawa_hvd.layers import Groups, unnamed, validated_names
 from grawa_hvd.report import RoundReport
 from grawa_hvd.scores import Scores
@@ -37,14 +38,14 @@ def _wrapper_of(wrapped: Any) -> Any:
         _step_supports_amp_scaling = True
 
         def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
-                   communicator: Communicator) -> None:  # fmt: skip
+                   communicator: Communicator, on_round: Callable[[RoundReport], None] | None) -> None:  # fmt: skip
             self.__dict__.update(optimizer.__dict__)
             # An LR scheduler made before the wrapping leaves a step there that is bound to the other object.
             self.__dict__.pop("step", None)
             self._wrapped_scales = self.__dict__.pop("_step_supports_amp_scaling", False)
             self._parameter_names = names
             self._synchronized, self._should_synchronize = False, True
-            self._worker = Worker(self._current_names, self._reset_state, communicator, settings)
+            self._worker = Worker(self._current_names, self._reset_state, communicator, settings, on_round)
 
         def _current_names(self) -> dict[Tensor, str]:
             """Names of all parameters, of those too that `add_param_group` brought since."""
@@ -206,6 +207,10 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     outer_momentum: float = 0.0,
     scores: str | Callable[[], Any] | Scores = "local",
     layers: str = "parameter",
+    overlap: int = 0,
+    fragments: int = 1,
+    local_period: int | None = None,
+    on_round: Callable[[RoundReport], None] | None = None,
 ) -> Any:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
 
@@ -231,6 +236,13 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         scores: "local": norms of the gradients that training uses. A callable that runs forward and backward on a
             fresh batch: norms of that gradient. Or an object from `grawa_hvd.scores`.
         layers: what has a weight of its own: each "parameter" tensor, or the tensors of a "module" together.
+        overlap: k; a round is started after step t, training goes on, and after step t + k each worker moves by
+            λ·(c − x_t). From 0 (a round is waited for) to period − 1. Needs twice the memory of a round besides.
+        fragments: F; the layers in F parts of like size, each with a round of its own every `period` steps, staggered:
+            1/F of the bytes at a time. From 1 to the period and the number of layers.
+        local_period: τ_l; the ranks of one host average among themselves every so many steps too, by the same policy.
+            Below the period; None for never. Needs HOROVOD_DYNAMIC_PROCESS_SETS=1; every rank wraps its optimizer then.
+        on_round: called on every rank with the report of each completed round.
 
     Raises:
         ValueError: naming the argument that is out of range; and on the first step, on every rank, if the ranks'
@@ -255,14 +267,18 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
             f"optimizer must be a plain torch optimizer, but this {type(optimizer).__name__} is distributed"
         )
     passes = _checked_passes(backward_passes_per_step)
-    settings = validated_settings(averaging, period, pull, proximity, outer_momentum, scores, layers, groups)
+    settings = validated_settings(
+        averaging, period, pull, proximity, outer_momentum, scores, layers, groups, overlap, fragments, local_period
+    )
+    if on_round is not None and not callable(on_round):
+        raise ValueError(f"on_round must be callable, but is {on_round!r}")
     if layers == "module" and named_parameters is None:
         raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
     names = validated_names(named_parameters, optimizer.param_groups)
     wrapped: Any = type(optimizer)
     wrapper = _wrapper_of(wrapped)
     result = wrapper.__new__(wrapper)
-    result._adopt(optimizer, names, settings, Communicator(process_set, compression))
+    result._adopt(optimizer, names, settings, Communicator(process_set, compression), on_round)
     result.backward_passes_per_step = passes
     return result
 

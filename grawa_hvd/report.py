@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from torch import Tensor
+from torch.profiler import record_function
+
+PHASES = ("scores", "waited", "pack", "communicate", "blend")
+
+
+class Phases:
+    """Wall time of the parts of a round on this worker, each a named range of `torch.profiler` too.
+
+    On a GPU the kernels of pack and blend run behind the host: their time shows where the host waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time the block as a part of phase `name`."""
+        start = time.perf_counter()
+        try:
+            with record_function(f"grawa.{name}"):
+                yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
 
 
 @dataclass
@@ -15,11 +41,15 @@ class RoundReport:
     Attributes:
         weights: β, [M, L]; columns sum to 1.
         scores: s, [M, L]; NaN in the rows of workers that were left out.
-        layer_names: L names.
+        layer_names: L names: those of the fragment where the model is averaged in fragments.
         losses: mean loss that each worker reported since the previous round, [M]; NaN where none was reported.
         bytes: what this worker handed to the collectives.
+        distances: ‖x − c‖ of each worker just before its last pull before this round, M numbers: they travel with the
+            scores of the next round and cost no message. NaN where there was none, or the worker had diverged.
+        phases: seconds on this worker by phase: "scores" (its own made ready), "waited" (for the scores of the others),
+            "pack", "communicate" (waited for the sums), "blend".
+        within_host: whether the workers of this host averaged among themselves (`local_period`).
         step: this worker's local steps when the round took place.
-        seconds: wall time of the round on this worker, waiting for the others included.
     """
 
     weights: Tensor
@@ -27,14 +57,21 @@ class RoundReport:
     layer_names: list[str]
     losses: Tensor
     bytes: int
-    _distance: Tensor = field(repr=False)
+    distances: list[float]
+    phases: dict[str, float]
+    within_host: bool = False
     step: int = 0
-    seconds: float = 0.0
 
     @property
     def distance(self) -> float:
-        """The mean over workers of ‖x − c‖ just before they were pulled, of workers that took part."""
-        return float(self._distance)
+        """The mean of `distances` over the workers that have one; NaN in the first round."""
+        known = [distance for distance in self.distances if not math.isnan(distance)]
+        return sum(known) / len(known) if known else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """Wall time that the round took from training on this worker, waiting for the others included."""
+        return sum(self.phases.values())
 
 
 class Reported:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -11,34 +14,105 @@ from grawa_hvd.consensus import Center
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.layers import Layout
 from grawa_hvd.meeting import Meeting
-from grawa_hvd.report import RoundReport
-from grawa_hvd.settings import Settings
+from grawa_hvd.overlap import Snapshot
+from grawa_hvd.report import Phases, RoundReport
 
 
-def run_round(
-    meeting: Meeting, layout: Layout, center: Center, communicator: Communicator, settings: Settings
-) -> tuple[RoundReport, bool]:
-    """Average the workers and pull this one toward the centre (DESIGN §2, "Round"); a collective.
+class Round:
+    """A round under way (DESIGN §2, "Round"): every bucket is packed and sent here, and received in `finish`.
 
-    Returns:
-        The report, and whether this worker had diverged: it is the centre then.
+    A bucket is packed while those before it travel, and blended while those after it do.
+
+    Args:
+        meeting: the rows of all workers.
+        members: the workers that average with each other: their ranks among those of the meeting.
+        layout, center: the model, and what is moved to the average.
+        communicator: the members.
+        averaging: the policy.
+        fragment: the part of the model; None for all of it.
+        within_host: whether the members are those of one host.
+        overlapped: training goes on before `finish` is called.
+        phases: the round's clock.
 
     Raises:
-        AllWorkersDivergedError: on every rank, if no worker has finite norms and parameters.
+        AllWorkersDivergedError: on every rank, if no member has finite norms and parameters.
         ValueError: on every rank, if the policy returns a wrong shape.
     """
-    observed = meeting.observed(len(layout.layer_names))
-    scores, weights = _weigh(settings.averaging, observed, meeting.usable)
-    rank = communicator.rank
-    diverged = not bool(meeting.usable[rank])
 
-    sent = center.average_(weights[rank][layout.layer_of], communicator)
-    distances = weights.new_zeros(len(layout.parameters))
-    # A diverged worker has nothing worth keeping: it becomes the centre.
-    center.pull_(1.0 if diverged else settings.pull, distances)
-    distance = _mean_distance(distances, diverged, communicator)
-    report = RoundReport(weights, scores, layout.layer_names, observed.losses, sent + meeting.bytes, distance)
-    return report, diverged
+    def __init__(
+        self,
+        meeting: Meeting,
+        members: list[int],
+        layout: Layout,
+        center: Center,
+        communicator: Communicator,
+        averaging: Averaging,
+        phases: Phases,
+        fragment: int | None = None,
+        within_host: bool = False,
+        overlapped: bool = False,
+    ) -> None:
+        self._meeting, self._layout, self._center, self._phases = meeting, layout, center, phases
+        self.within_host = within_host
+        with phases("scores"):
+            observed = meeting.observed(len(layout.layer_names)).of(members)
+            usable = meeting.usable[members]
+            scores, weights = _weigh(averaging, observed, usable)
+            self.diverged = not bool(usable[communicator.rank])
+            own = weights[communicator.rank][layout.layer_of]
+        buckets = [n for n, bucket in enumerate(layout.buckets) if fragment in (None, bucket.fragment)]
+        with phases("pack"):
+            self._snapshot = Snapshot(layout, buckets) if overlapped else None
+        try:
+            with phases("pack"):
+                self._underway = [center.start(number, own, communicator, meeting.reach) for number in buckets]
+        except BaseException:
+            center.forget()
+            raise
+        if overlapped:
+            communicator.leave_under_way([underway.sum for underway in self._underway])
+        report = RoundReport(
+            weights, scores, layout.layer_names, observed.losses, 0, meeting.distances, phases.seconds, within_host
+        )
+        self._report = report if fragment is None else _of_layers(report, layout.layers_of[fragment])
+
+    def finish(self, pull: float) -> tuple[RoundReport, Tensor]:
+        """Receive the sums and pull this worker toward the centre: wholly if it had diverged.
+
+        Returns:
+            The report, and this worker's ‖x − c‖ before the pull, [1]; NaN if it had diverged.
+        """
+        distances = torch.zeros(len(self._layout.parameters), dtype=torch.float64, device=self._layout.device)
+        sent = self._meeting.bytes
+        try:
+            for underway in self._underway:
+                with self._phases("communicate"):
+                    underway.sum.wait()
+                with self._phases("blend"):
+                    self._center.move_(underway)
+                    self._pull(underway.bucket, pull, distances)
+                sent += underway.sum.bytes
+        except BaseException:
+            self._center.forget()
+            raise
+        distance = distances.square().sum().sqrt()[None]
+        if self.diverged:
+            distance.fill_(math.nan)
+        return replace(self._report, bytes=sent, phases=dict(self._phases.seconds)), distance
+
+    def receive(self) -> None:
+        """Wait for the sums and do nothing with them."""
+        for underway in self._underway:
+            underway.sum.wait()
+
+    def _pull(self, bucket: int, pull: float, distances: Tensor) -> None:
+        if self.diverged:  # it has nothing worth keeping
+            self._center.pull_bucket_(bucket, 1.0, distances)
+        elif self._snapshot is None:
+            self._center.pull_bucket_(bucket, pull, distances)
+        else:
+            first = self._layout.buckets[bucket].indices[:1]
+            distances[first] = self._snapshot.pull_bucket_(self._center, bucket, pull)
 
 
 def _weigh(averaging: Averaging, observed: Observed, usable: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,15 +131,6 @@ def _weigh(averaging: Averaging, observed: Observed, usable: Tensor) -> tuple[Te
     return scores, weights
 
 
-def _mean_distance(distances: Tensor, diverged: bool, communicator: Communicator) -> Tensor:
-    """The mean of ‖x − c‖ over workers.
-
-    It is waited for, although nothing depends on it: a rank that calls `hvd.join` while a collective of its own is
-    under way hangs, and the others with it.
-    """
-    own = distances.square().sum().sqrt()
-    pair = torch.stack([own, torch.ones_like(own)])
-    if diverged:
-        pair.zero_()
-    communicator.sum_async_(pair, "distance", exact=True).wait()
-    return pair[0] / pair[1]
+def _of_layers(report: RoundReport, layers: Tensor) -> RoundReport:
+    names = [report.layer_names[layer] for layer in layers.tolist()]
+    return replace(report, weights=report.weights[:, layers], scores=report.scores[:, layers], layer_names=names)

@@ -114,10 +114,13 @@ class NormEstimate:
             self.sums[to] = state["sums"].to(self.sums)[source]
             self.counts[to] = state["counts"].to(self.counts)[source]
 
-    def restart(self) -> None:
-        """Forget everything."""
-        self.sums.zero_()
-        self.counts.zero_()
+    def restart(self, layers: Tensor | None = None) -> None:
+        """Forget everything, or what is known of some layers, given by their numbers."""
+        for values in (self.sums, self.counts):
+            if layers is None:
+                values.zero_()
+            else:
+                values[layers] = 0.0
 
 
 def _check_decay(decay: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +15,10 @@ from grawa_hvd.consensus import Center, plain_mean
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.layers import Layout, averaged, membership
 from grawa_hvd.meeting import NEVER_MET, Contribution, Meeting, Purpose, meet
-from grawa_hvd.report import Reported, RoundReport
-from grawa_hvd.round import run_round
+from grawa_hvd.ops.reference import NO_GRADIENT
+from grawa_hvd.report import Phases, Reported, RoundReport
+from grawa_hvd.round import Round
+from grawa_hvd.schedule import Due
 from grawa_hvd.scores import FreshScores, LocalScores, NormEstimate
 from grawa_hvd.settings import Settings
 
@@ -30,9 +31,11 @@ class Worker:
         reset_optimizer: makes the wrapped optimizer's state as new, after this worker diverged.
         communicator: the workers.
         settings: what the user asked for.
+        on_round: called with the report of every completed round.
     """
 
     _center: Center
+    _host_center: Center | None
     _estimate: NormEstimate
     _terms: Terms
 
@@ -42,6 +45,7 @@ class Worker:
         reset_optimizer: Callable[[], None],
         communicator: Communicator,
         settings: Settings,
+        on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
         self._names = names
         self._reset_optimizer = reset_optimizer
@@ -49,8 +53,11 @@ class Worker:
         self._settings = settings
         self._observes = settings.averaging.uses_gradients and isinstance(settings.scores, LocalScores)
         self._proximity = settings.proximity / settings.period
+        self._on_round = on_round
+        self._host = communicator.within_host() if settings.schedule.local_period and communicator.active else None
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
+        self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
     @property
@@ -60,9 +67,11 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
+        self._abandon()
         self.steps = self.since_round = self.rounds = 0
         self.last_round: RoundReport | None = None
         self._layout: Layout | None = None
+        self._distance: Tensor | None = None
         self._arrived = False
         self.reported.restart()
 
@@ -77,7 +86,7 @@ class Worker:
         meeting = self._meet(Purpose.ARRIVAL, self._nothing())
         self._arrived = True
         if meeting.round_due:
-            self._round()
+            self._round(self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or Due())
 
     @torch.no_grad()
     def after_step(self, consumed: bool = True, found_inf: Tensor | None = None) -> None:
@@ -99,37 +108,97 @@ class Worker:
         self.steps += 1
         self.since_round += 1
         self._taken += 1
-        if self.since_round >= self._settings.period:
-            self.since_round = 0
-            if self.active:
-                self._round()
+        while self._under_way and self._under_way[0][0] <= self.steps:
+            self._finish(*self._under_way.pop(0))
+        due = self._settings.schedule.due(self.since_round)
+        self.since_round %= self._settings.period
+        if due is not None and self.active:
+            self._round(due)
 
     # What happens now and then.
 
-    def _round(self) -> None:
-        start = time.perf_counter()
-        self._refresh_layout()
-        meeting = self._meet(Purpose.ROUND, self._contribution())
+    def _round(self, due: Due) -> None:
+        """Meet the others and start the round that is due; finish it at once, or `overlap` steps later."""
+        phases = Phases()
+        with phases("scores"):
+            self._refresh_layout()
+            contribution = self._contribution(due)
+        meeting = self._meet(Purpose.ROUND, contribution, phases)
+        # What is due is for the one who is furthest to say: the others may have come from elsewhere.
+        due = self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or due
+        round_ = self._host_round(meeting, phases) if due.within_host else self._common_round(meeting, due, phases)
+        if round_ is None:
+            return
+        if not due.within_host:
+            self.rounds = 1 + max(place.rounds for place in meeting.progress.values())
+        self.reported.restart()
+        if round_.diverged:
+            self._estimate.restart()
+        elif isinstance(self._settings.scores, LocalScores):
+            self._estimate.restart(None if due.fragment is None else self._layout_now.layers_of[due.fragment])
+        if self._settings.overlap and not due.within_host:
+            self._under_way.append((self.steps + self._settings.overlap, round_))
+        else:
+            self._finish(self.steps, round_)
+
+    def _common_round(self, meeting: Meeting, due: Due, phases: Phases) -> Round:
         try:
-            report, diverged = run_round(meeting, self._layout_now, self._center, self._communicator, self._settings)
+            return Round(
+                meeting, list(range(meeting.size)), self._layout_now, self._center, self._communicator,
+                self._settings.averaging, phases, due.fragment, overlapped=self._settings.overlap > 0,
+            )  # fmt: skip
         except AllWorkersDivergedError:
             self._estimate.restart()  # for a user who puts back good parameters and goes on
             raise
-        self.rounds = 1 + max(place.rounds for place in meeting.progress.values())
-        self.reported.restart()
-        if diverged:
-            self._reset_optimizer()
-        if diverged or isinstance(self._settings.scores, LocalScores):
-            self._estimate.restart()
-        report.step, report.seconds = self.steps, time.perf_counter() - start
-        self.last_round = report
 
-    def _meet(self, purpose: Purpose, contribution: Contribution) -> Meeting:
+    def _host_round(self, meeting: Meeting, phases: Phases) -> Round | None:
+        """A round of this host's workers, if all of them are there and any has not diverged."""
+        host = self._host
+        if host is None or len(host.workers) == 1 or not set(host.workers) <= set(meeting.present):
+            return None
+        if not meeting.usable[host.workers].any():
+            return None
+        if self._host_center is None:
+            self._host_center = Center(self._layout_now)
+        return Round(
+            meeting, host.workers, self._layout_now, self._host_center, host.communicator, self._settings.averaging,
+            phases, within_host=True,
+        )  # fmt: skip
+
+    def _finish(self, step: int, round_: Round) -> None:
+        report, distance = round_.finish(self._settings.pull)
+        report.step = step - (0 if round_.within_host else self._settings.overlap)
+        if round_.diverged:
+            self._reset_optimizer()
+        if not round_.within_host:
+            self._distance, self.last_round = distance, report
+        if self._on_round is not None:
+            self._on_round(report)
+
+    def finish_rounds(self) -> None:
+        """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
+        with torch.no_grad():
+            while self._under_way:
+                self._finish(*self._under_way.pop(0))
+
+    def _abandon(self) -> None:
+        """Receive what is under way and do nothing with it."""
+        while self._under_way:
+            self._under_way.pop(0)[1].receive()
+
+    def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
         """Meet the other ranks; while some of them arrive, let those take their places first."""
+        phases = phases or Phases()
         while True:
-            progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
-            row = Meeting.row(purpose, contribution, progress, self._taken, self._layout_now, self._terms)
-            meeting = meet(row, contribution, self._terms, self._communicator)
+            with phases("scores"):
+                contribution.distance = self._distance
+                progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
+                moved = self._center.distances() if self._communicator.halves and self._center.known else None
+                row = Meeting.row(purpose, contribution, progress, self._taken, self._layout_now, self._terms, moved)
+            with phases("waited"):
+                meeting = meet(row, contribution, self._terms, self._communicator)
+            if meeting.arriving:
+                self.finish_rounds()
             if not (meeting.arriving and purpose is not Purpose.ARRIVAL):
                 self._taken = 0
             if meeting.adopting:
@@ -148,21 +217,25 @@ class Worker:
         else:
             self._center.forget()
 
-    def _contribution(self) -> Contribution:
+    def _contribution(self, due: Due) -> Contribution:
         failure = None
         source = self._settings.scores
         if self._settings.averaging.uses_gradients and isinstance(source, FreshScores):
-            failure = self._take_fresh_gradients(source)
+            failure = self._take_fresh_gradients(source, due.fragment)
         norms = self._estimate.value() if self._settings.averaging.uses_gradients else self._layout_now.numbers([])
         return Contribution(norms, self.reported.row(), failure)
 
-    def _take_fresh_gradients(self, source: FreshScores) -> Exception | None:
+    def _take_fresh_gradients(self, source: FreshScores, fragment: int | None) -> Exception | None:
         """Run the user's callable; what it raises must not leave the other ranks waiting, so it is returned."""
         parameters = self._layout_now.parameters
         before = [parameter.grad for parameter in parameters]
         try:
             loss = source.gradients(parameters)
-            self._estimate.update(self._layout_now.grad_norms())
+            norms = self._layout_now.grad_norms()
+            if fragment is not None:  # the running means of the other layers are over rounds of theirs
+                own = self._layout_now.layers_of[fragment]
+                norms = torch.full_like(norms, NO_GRADIENT).index_copy(0, own, norms[own])
+            self._estimate.update(norms)
             if isinstance(loss, (int, float, Tensor)):
                 self.reported.add(loss=loss)
         except Exception as error:
@@ -184,6 +257,7 @@ class Worker:
             yield
             return
         with torch.no_grad():
+            self.finish_rounds()
             self._refresh_layout()
             meeting = self._meet(Purpose.CONSENSUS, self._nothing())
         if not meeting.finite:
@@ -206,8 +280,12 @@ class Worker:
         names = averaged(self._names(), lambda parameter: id(parameter) in known)
         if old is not None and old.built_from == membership(names):
             return
-        layout = Layout(names, self._settings.layers, self._settings.groups)
-        center = Center(layout, self._settings.outer_momentum)
+        self.finish_rounds()
+        layout = Layout(names, self._settings.layers, self._settings.groups, self._settings.schedule.fragments)
+        center = Center(
+            layout, self._settings.outer_momentum, self._communicator.halves, self._settings.overlap > 0
+        )  # fmt: skip
+        self._host_center = None
         estimate = NormEstimate(len(layout.layer_names), self._settings.scores.decay, layout.device)
         if old is not None:
             index_of = {id(parameter): index for index, parameter in enumerate(layout.parameters)}
@@ -232,11 +310,14 @@ class Worker:
     def state_dict(self, numbers: dict[int, int]) -> dict[str, Any] | None:
         """All that a bitwise continuation needs besides the wrapped optimizer's own state; None before any step.
 
+        A round under way is finished first.
+
         Args:
             numbers: id of a parameter → its number in the optimizer's state_dict.
         """
         if self.steps == 0 or self._layout is None:
             return None
+        self.finish_rounds()
         layout = self._layout
         return {
             "version": 1,

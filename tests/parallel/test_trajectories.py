@@ -100,7 +100,8 @@ def compare(scheme: Scheme, layer_of: list[int] | None = None, **options: Any) -
         expected, report = simulation.rounds[-1], learner.optimizer.last_round
         note("center", relative(learner.center(), simulation.center))
         note("weights", float(np.abs(report.weights.double().numpy() - expected.weights).max()))
-        note("distance", abs(report.distance / expected.distance - 1))
+        if len(simulation.rounds) > 1:  # it travels with the scores of the next round
+            note("distance", abs(report.distance / simulation.rounds[-2].distance - 1))
         note("step", abs(report.step - expected.step))
         if scheme.averaging != "uniform":
             note("scores", relative([report.scores.double().numpy()], [expected.scores]))
