@@ -29,6 +29,8 @@ ARCHITECTURES = ["7.0", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-O3", "-std=c++17" if torch.__version__ < "2.12" else "-std=c++20", "-Wall", "-fvisibility=hidden"]
 # at::parallel_for is header code: without OpenMP it compiles, and runs on one thread.
 CXX_FLAGS += ["-fopenmp"]
+# Else std::sqrt sets errno, and no loop with it is vectorised.
+CXX_FLAGS += ["-fno-math-errno"]
 
 
 def sources(folder: str, suffix: str) -> list[str]:

@@ -36,6 +36,16 @@ std::vector<int64_t> row_major_strides(const at::Tensor& tensor) {
   return strides;
 }
 
+// The stride of a dimension of one element places nothing, and conversions change it at will.
+bool in_wire_order(const at::Tensor& tensor, at::IntArrayRef strides) {
+  if (tensor.is_neg()) return false;
+  if (tensor.strides() == strides) return true;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
+    if (tensor.size(dim) != 1 && tensor.stride(dim) != strides[dim]) return false;
+  }
+  return true;
+}
+
 std::vector<int64_t> numels_of(at::TensorList tensors) {
   std::vector<int64_t> numels;
   numels.reserve(tensors.size());

@@ -32,6 +32,8 @@ class Copies {
 };
 
 std::vector<int64_t> row_major_strides(const at::Tensor& tensor);
+// Whether the tensor's memory holds its elements in the order that the strides give.
+bool in_wire_order(const at::Tensor& tensor, at::IntArrayRef strides);
 std::vector<int64_t> numels_of(at::TensorList tensors);
 
 }  // namespace grawa

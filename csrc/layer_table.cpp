@@ -10,16 +10,6 @@ std::vector<int64_t> default_strides(const at::Tensor& param) {
   return is_dense(param) ? param.strides().vec() : row_major_strides(param);
 }
 
-// The stride of a dimension of one element places nothing, and conversions change it at will.
-bool in_wire_order(const at::Tensor& param, const std::vector<int64_t>& strides) {
-  if (param.is_neg()) return false;
-  if (param.strides() == strides) return true;
-  for (int64_t dim = 0; dim < param.dim(); ++dim) {
-    if (param.size(dim) != 1 && param.stride(dim) != strides[dim]) return false;
-  }
-  return true;
-}
-
 at::Device device_of(const std::vector<at::Tensor>& params) {
   return params.empty() ? at::Device(at::kCPU) : params[0].device();
 }

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "checks.h"
-#include "copies.h"
 #include "span.h"
 
 // The whole local step in one pass over memory: the update of torch.optim.SGD or AdamW, the pull toward the center, and
@@ -43,10 +42,11 @@ struct StepScalar {
 // One layer of a step. All spans but the center's are of one dtype, and all are in one order of elements.
 struct StepLayer {
   Span param;
-  Span grad;      // without data: no gradient, the layer is only pulled. Written where there is a grad_scale
-  Span momentum;  // SGD: the momentum buffer, without data where momentum is 0; AdamW: exp_avg
-  Span square;    // AdamW: exp_avg_sq
-  Span center;    // of any dtype; without data: no pull
+  bool has_grad = false;  // false: the layer is only pulled
+  Span grad;              // written where there is a grad_scale
+  Span momentum;          // SGD: the momentum buffer, without data where momentum is 0; AdamW: exp_avg
+  Span square;            // AdamW: exp_avg_sq
+  Span center;            // of any dtype; without data: no pull
   StepScalar lr;
   StepScalar pull;
   StepRule rule;
@@ -88,40 +88,13 @@ void count_steps(std::vector<StepLayer>& layers);
 // The number in a tensor of one element on the host.
 double read_number(const at::Tensor& tensor);
 
-// Arguments of an operator, as they came; the same on both devices.
-struct StepLists {
-  at::TensorList params;
-  at::TensorList grads;
-  at::TensorList momentum;  // momentum_buffers or exp_avgs
-  at::TensorList square;    // exp_avg_sqs
-  at::TensorList steps;
-};
+// One element of float32 or float64.
+void check_number(const OptionalTensor& tensor, const char* name, at::Device device);
 
-struct StepOptions {
-  const at::Tensor& lr;  // 0-dim or [layers], on the host or on the layers' device
-  OptionalTensor center;
-  OptionalTensor pull;
-  StepTensors tensors;
-};
-
-void check_step(const StepLists& lists, const StepOptions& options, const StepRule& rule, at::Device device);
+// Ranges are torch's own.
 void check_rule(const StepRule& rule);
 
 // Memory shared between what is written and anything else: such layers cannot be stepped at once.
 bool shares_memory(const std::vector<StepLayer>& layers, const std::vector<int64_t>& numels, bool writes_grads);
-
-// The layers of an operator's lists. Tensors that are not in the order of their parameter's memory (row-major where
-// that is not dense) are copied; put_back brings what was written to where it came from, and tells autograd.
-class StepCopies {
- public:
-  std::vector<StepLayer> layers_of(const StepLists& lists, const StepOptions& options, const StepRule& rule);
-  void put_back(const StepLists& lists, const StepOptions& options);
-
- private:
-  Span place(const at::Tensor& tensor, at::IntArrayRef strides, Access access);
-
-  Copies read_;
-  Copies written_;
-};
 
 }  // namespace grawa

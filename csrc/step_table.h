@@ -38,18 +38,18 @@ class StepTable {
     OptionalTensor center;
     std::vector<int64_t> wire_strides;
   };
-  struct Hyperparameters {
+  struct Group {
     StepScalar lr;
-    at::Tensor lr_tensor;  // keeps the number of lr where it is
     StepRule rule;
   };
 
-  Hyperparameters read_hyperparameters(pybind11::handle values) const;
+  Group read_group(pybind11::handle values, size_t index) const;
+  void read_groups(const pybind11::sequence& hyperparameters);
   void check_tensors(double pull, const StepTensors& tensors) const;
-  // Whether layer `index` can be stepped; sets all of its entry.
-  bool gather(int64_t index, double pull);
-  bool gather_state(int64_t index);
-  bool has_moved();
+  // Sets the entry of a layer; false if torch must step it.
+  bool gather(size_t index, double pull, const StepTensors& tensors);
+  bool gather_state(size_t index);
+  bool shares_memory_now(bool writes_grads);
   void mark_all_written(const StepTensors& tensors) const;
 
   Algorithm algorithm_;
@@ -57,11 +57,11 @@ class StepTable {
   std::vector<int64_t> numels_;
   int64_t group_count_ = 0;
   int64_t norm_count_ = 0;  // rows that norms must have
-  bool is_steppable_;       // dtypes and devices are ones that there are kernels for
-  std::vector<Hyperparameters> hyperparameters_;
+  at::Device device_;
+  std::vector<Group> groups_;
   StateCache state_;
   std::vector<StepLayer> layers_;
-  std::vector<const void*> places_;  // of all that the last step touched: it was found not to share memory
+  std::vector<const void*> places_;  // what the last step touched, which did not share memory
   std::unique_ptr<Stepper> stepper_;
   std::mutex mutex_;
 };

@@ -1,5 +1,6 @@
 // In place of the kernels in a build without CUDA: LayerTable is never made for a device without kernels.
 #include "cuda/kernels.h"
+#include "step.h"
 
 namespace grawa::cuda {
 
@@ -12,5 +13,6 @@ void layer_norms(Table&, const at::Tensor&) {}
 void pack(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
 void blend(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
 std::vector<std::string> architectures() { return {}; }
+std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>&, at::Device) { return nullptr; }
 
 }  // namespace grawa::cuda

@@ -1,0 +1,76 @@
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "cpu/step_math.h"
+
+namespace grawa::cpu {
+namespace {
+
+// kRecent: beta1 below a half. torch's lerp then starts from the gradient, so that beta1 = 0 gives exactly that.
+template <bool kRecent, bool kPull, typename T>
+GRAWA_INLINE void adamw_loop(const StepBlock<T>& block, const AdamwFactors<T>& factors) {
+  const auto [param, grad, momentum, square, center, size] = block;
+  const AdamwFactors<T> f = factors;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < size; ++i) {
+    const T change = f.sign * grad[i];
+    const T old = momentum[i];
+    const T mean = kRecent ? change - f.beta1 * (change - old) : old + f.new1 * (change - old);
+    const T mean_square = f.beta2 * square[i] + f.new2 * (change * change);
+    momentum[i] = mean;
+    square[i] = mean_square;
+    const T root = std::sqrt(mean_square) * f.root_scale + f.eps;
+    const T updated = f.kept * param[i] - f.step_size * (mean / root);
+    param[i] = kPull ? pulled(updated, center[i], f.pull) : updated;
+  }
+}
+
+template <bool kRecent, typename T>
+GRAWA_INLINE void adamw_from(const StepBlock<T>& block, const AdamwFactors<T>& factors) {
+  block.center != nullptr ? adamw_loop<kRecent, true>(block, factors) : adamw_loop<kRecent, false>(block, factors);
+}
+
+template <typename T>
+GRAWA_INLINE void adamw(const StepBlock<T>& block, const AdamwFactors<T>& factors) {
+  factors.beta1 < T(0.5) ? adamw_from<true>(block, factors) : adamw_from<false>(block, factors);
+}
+
+}  // namespace
+
+template <typename T>
+AdamwFactors<T>::AdamwFactors(const AdamwRule& rule, double lr, double pull, double bias1, double bias2_root)
+    : kept(1 - lr * rule.weight_decay),
+      beta1(rule.beta1),
+      new1(1 - rule.beta1),
+      beta2(rule.beta2),
+      new2(1 - rule.beta2),
+      step_size(lr / bias1),
+      root_scale(1 / bias2_root),
+      eps(rule.eps),
+      sign(rule.maximize ? -1 : 1),
+      pull(pull) {}
+
+template struct AdamwFactors<float>;
+template struct AdamwFactors<double>;
+
+GRAWA_CLONES void update(const StepBlock<float>& block, const AdamwFactors<float>& factors) { adamw(block, factors); }
+GRAWA_CLONES void update(const StepBlock<double>& block, const AdamwFactors<double>& factors) { adamw(block, factors); }
+
+namespace {
+
+void adamw_step_cpu(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
+                    at::TensorList steps, const at::Tensor& lr, double beta1, double beta2, double eps,
+                    double weight_decay, bool maximize, const OptionalTensor& center, const OptionalTensor& pull,
+                    const OptionalTensor& norms, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
+  step_lists({params, grads, exp_avgs, exp_avg_sqs, steps}, {lr, center, pull, {norms, grad_scale, found_inf}},
+             AdamwRule{beta1, beta2, eps, weight_decay, maximize});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("adamw_step_", adamw_step_cpu); }
+// For the message: the list would otherwise go to the fallback for devices without a kernel.
+TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("adamw_step_", adamw_step_cpu); }
+
+}  // namespace grawa::cpu

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/clones.h"
+#include "step_lists.h"
+
+// The updates of a block of elements in the arithmetic type: float, or double for float64.
+namespace grawa::cpu {
+
+template <typename T>
+struct StepBlock {
+  T* param;
+  const T* grad;
+  T* momentum;      // nullptr: SGD without momentum
+  T* square;        // AdamW
+  const T* center;  // nullptr: no pull
+  int64_t size;
+};
+
+// Computed in double, then rounded once.
+template <typename T>
+struct SgdFactors {
+  SgdFactors(const SgdRule& rule, double lr, double pull);
+
+  T lr;
+  T momentum;
+  T undamped;  // 1 - dampening
+  T weight_decay;
+  T sign;  // -1: maximize
+  T pull;
+  bool nesterov;
+};
+
+template <typename T>
+struct AdamwFactors {
+  AdamwFactors(const AdamwRule& rule, double lr, double pull, double bias1, double bias2_root);
+
+  T kept;  // of the parameter, by the weight decay
+  T beta1;
+  T new1;  // 1 - beta1
+  T beta2;
+  T new2;
+  T step_size;
+  T root_scale;  // 1 / sqrt(1 - beta2^step)
+  T eps;
+  T sign;
+  T pull;
+};
+
+template <typename T>
+GRAWA_INLINE T pulled(T x, T center, T pull) {
+  return x + pull * (center - x);
+}
+
+void update(const StepBlock<float>& block, const SgdFactors<float>& factors);
+void update(const StepBlock<double>& block, const SgdFactors<double>& factors);
+void update(const StepBlock<float>& block, const AdamwFactors<float>& factors);
+void update(const StepBlock<double>& block, const AdamwFactors<double>& factors);
+
+// An operator: checks, steps, and tells autograd.
+void step_lists(const StepLists& lists, const StepOptions& options, const StepRule& rule);
+
+}  // namespace grawa::cpu

@@ -1,0 +1,97 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace grawa {
+namespace {
+
+template <typename T>
+double advance(void* place) {
+  T* count = static_cast<T*>(place);
+  return *count += 1;
+}
+
+}  // namespace
+
+void count_steps(std::vector<StepLayer>& layers) {
+  double last_step = -1, last_beta1 = 0, last_beta2 = 0, bias1 = 1, bias2_root = 1;
+  for (StepLayer& layer : layers) {
+    if (!layer.has_grad || layer.step.data == nullptr || !layer.step_on_host) continue;
+    const double step =
+        layer.step.dtype == at::kDouble ? advance<double>(layer.step.data) : advance<float>(layer.step.data);
+    const AdamwRule& rule = std::get<AdamwRule>(layer.rule);
+    // Nearly always the same for all layers.
+    if (step != last_step || rule.beta1 != last_beta1 || rule.beta2 != last_beta2) {
+      bias1 = 1 - std::pow(rule.beta1, step);
+      bias2_root = std::sqrt(1 - std::pow(rule.beta2, step));
+      last_step = step, last_beta1 = rule.beta1, last_beta2 = rule.beta2;
+    }
+    layer.bias1 = bias1;
+    layer.bias2_root = bias2_root;
+  }
+}
+
+double read_number(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? *tensor.const_data_ptr<double>() : *tensor.const_data_ptr<float>();
+}
+
+void check_number(const OptionalTensor& tensor, const char* name, at::Device device) {
+  if (!tensor.has_value()) return;
+  TORCH_CHECK(tensor->numel() == 1, name, " has shape ", tensor->sizes(), ": one element is needed");
+  TORCH_CHECK(tensor->scalar_type() == at::kFloat || tensor->scalar_type() == at::kDouble, name, " has dtype ",
+              tensor->scalar_type(), ": float32 and float64 are allowed");
+  TORCH_CHECK(tensor->device() == device, name, " is on ", tensor->device(), ": it must be on ", device);
+}
+
+void check_rule(const StepRule& rule) {
+  const auto check_range = [](double value, const char* name, bool is_allowed, const char* range) {
+    TORCH_CHECK(is_allowed, name, " is ", value, ": it must be ", range);
+  };
+  if (const auto* sgd = std::get_if<SgdRule>(&rule)) {
+    check_range(sgd->momentum, "momentum", sgd->momentum >= 0, "at least 0");
+    check_range(sgd->weight_decay, "weight_decay", sgd->weight_decay >= 0, "at least 0");
+    TORCH_CHECK(!sgd->nesterov || (sgd->momentum > 0 && sgd->dampening == 0),
+                "nesterov needs a momentum above 0 and a dampening of 0: they are ", sgd->momentum, " and ",
+                sgd->dampening);
+    return;
+  }
+  const auto& adamw = std::get<AdamwRule>(rule);
+  check_range(adamw.beta1, "beta1", adamw.beta1 >= 0 && adamw.beta1 < 1, "in [0, 1)");
+  check_range(adamw.beta2, "beta2", adamw.beta2 >= 0 && adamw.beta2 < 1, "in [0, 1)");
+  check_range(adamw.eps, "eps", adamw.eps >= 0, "at least 0");
+  check_range(adamw.weight_decay, "weight_decay", adamw.weight_decay >= 0, "at least 0");
+}
+
+bool shares_memory(const std::vector<StepLayer>& layers, const std::vector<int64_t>& numels, bool writes_grads) {
+  struct Piece {
+    const char* begin;
+    const char* end;
+    bool is_written;
+  };
+  std::vector<Piece> pieces;
+  pieces.reserve(4 * layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto add = [&](const Span& span, bool is_written) {
+      const char* begin = static_cast<const char*>(span.data);
+      const auto bytes = numels[i] * static_cast<int64_t>(c10::elementSize(span.dtype));
+      if (begin != nullptr && bytes > 0) pieces.push_back({begin, begin + bytes, is_written});
+    };
+    add(layers[i].param, true);
+    add(layers[i].momentum, true);
+    add(layers[i].square, true);
+    add(layers[i].grad, writes_grads);
+    add(layers[i].center, false);
+  }
+  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  const char* any_end = nullptr;
+  const char* written_end = nullptr;
+  for (const Piece& piece : pieces) {
+    if (piece.begin < written_end || (piece.is_written && piece.begin < any_end)) return true;
+    any_end = std::max(any_end, piece.end);
+    if (piece.is_written) written_end = std::max(written_end, piece.end);
+  }
+  return false;
+}
+
+}  // namespace grawa

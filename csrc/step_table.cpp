@@ -1,0 +1,245 @@
+#include "step_table.h"
+
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+
+#include "copies.h"
+
+namespace grawa {
+namespace {
+
+namespace py = pybind11;
+
+// Places in StateCache.
+constexpr int64_t kMomentumBuffer = 0;
+constexpr int64_t kStep = 0, kExpAvg = 1, kExpAvgSq = 2, kMaxExpAvgSq = 3;
+
+std::vector<const char*> names_of(Algorithm algorithm) {
+  if (algorithm == Algorithm::kSgd) return {"momentum_buffer"};
+  return {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+}
+
+Algorithm algorithm_of(const std::string& name) {
+  TORCH_CHECK(name == "sgd" || name == "adamw", "algorithm is \"", name, "\": \"sgd\" and \"adamw\" are allowed");
+  return name == "sgd" ? Algorithm::kSgd : Algorithm::kAdamw;
+}
+
+// Memory that a kernel may go through from its first element to its last.
+bool is_plain(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided && is_dense(tensor) && is_supported(tensor.scalar_type()) &&
+         !at::isTensorSubclassLike(tensor);
+}
+
+// Whether `other` holds in its n-th place in memory what belongs to the n-th of the parameter.
+bool is_paired(const at::Tensor& param, const at::Tensor& other) {
+  return other.defined() && is_plain(other) && other.device() == param.device() &&
+         other.scalar_type() == param.scalar_type() && other.sizes() == param.sizes() &&
+         in_wire_order(other, param.strides());
+}
+
+bool is_count(const at::Tensor& step) {
+  return step.defined() && step.numel() == 1 && step.layout() == at::kStrided && !at::isTensorSubclassLike(step) &&
+         (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble);
+}
+
+double number_in(py::handle tuple, size_t index) {
+  PyObject* item = PyTuple_GET_ITEM(tuple.ptr(), index);
+  const double value = PyFloat_AsDouble(item);
+  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+  return value;
+}
+
+bool flag_in(py::handle tuple, size_t index) {
+  const int value = PyObject_IsTrue(PyTuple_GET_ITEM(tuple.ptr(), index));
+  if (value < 0) throw py::error_already_set();
+  return value != 0;
+}
+
+}  // namespace
+
+StepTable::StepTable(const std::string& algorithm, std::vector<at::Tensor> params, std::vector<int64_t> groups)
+    : algorithm_(algorithm_of(algorithm)),
+      numels_(numels_of(params)),
+      device_(params.empty() ? at::Device(at::kCPU) : params[0].device()),
+      state_(params, names_of(algorithm_)),
+      layers_(params.size()) {
+  TORCH_CHECK(groups.size() == params.size(), "groups has ", groups.size(), " entries: one per parameter, ",
+              params.size(), ", is needed");
+  for (size_t i = 0; i < params.size(); ++i) {
+    TORCH_CHECK(groups[i] >= 0, "groups[", i, "] is ", groups[i], ": it must be at least 0");
+    group_count_ = std::max(group_count_, groups[i] + 1);
+    params_.push_back({params[i], groups[i], std::nullopt, {}});
+  }
+}
+
+void StepTable::set_targets(std::vector<int64_t> norm_rows, std::vector<OptionalTensor> centers,
+                            std::vector<std::vector<int64_t>> wire_strides) {
+  const auto check_count = [&](size_t count, const char* name) {
+    TORCH_CHECK(count == params_.size(), name, " has ", count, " entries: one per parameter, ", params_.size(),
+                ", is needed");
+  };
+  check_count(norm_rows.size(), "norm_rows");
+  check_count(centers.size(), "centers");
+  check_count(wire_strides.size(), "wire_strides");
+  for (size_t i = 0; i < params_.size(); ++i) {
+    TORCH_CHECK(norm_rows[i] >= -1, "norm_rows[", i, "] is ", norm_rows[i], ": it must be at least -1");
+    TORCH_CHECK(wire_strides[i].size() == static_cast<size_t>(params_[i].tensor.dim()), "wire_strides[", i, "] has ",
+                wire_strides[i].size(), " entries: one per dimension of the parameter, ", params_[i].tensor.dim(),
+                ", is needed");
+    if (centers[i].has_value()) check_flat(*centers[i], "centers", numels_[i], centers[i]->device());
+  }
+  norm_count_ = 0;
+  for (size_t i = 0; i < params_.size(); ++i) {
+    layers_[i].norm_row = norm_rows[i];
+    norm_count_ = std::max(norm_count_, norm_rows[i] + 1);
+    params_[i].center = std::move(centers[i]);
+    params_[i].wire_strides = std::move(wire_strides[i]);
+  }
+}
+
+StepTable::Group StepTable::read_group(py::handle values, size_t index) const {
+  TORCH_CHECK(PyTuple_Check(values.ptr()) && PyTuple_GET_SIZE(values.ptr()) == 6, "hyperparameters[", index,
+              "] must be a tuple of 6");
+  Group group;
+  PyObject* lr = PyTuple_GET_ITEM(values.ptr(), 0);
+  if (THPVariable_Check(lr) && !THPVariable_Unpack(lr).is_cpu()) {
+    const at::Tensor& tensor = THPVariable_Unpack(lr);
+    TORCH_CHECK(tensor.numel() == 1 && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble),
+                "lr of hyperparameters[", index, "] must be one float32 or float64");
+    group.lr.place = read_span(tensor);
+  } else {
+    group.lr.value = number_in(values, 0);
+  }
+  if (algorithm_ == Algorithm::kSgd) {
+    group.rule = SgdRule{number_in(values, 1), number_in(values, 2), number_in(values, 3), flag_in(values, 4),
+                         flag_in(values, 5)};
+  } else {
+    group.rule = AdamwRule{number_in(values, 1), number_in(values, 2), number_in(values, 3), number_in(values, 4),
+                           flag_in(values, 5)};
+  }
+  return group;
+}
+
+void StepTable::read_groups(const py::sequence& hyperparameters) {
+  TORCH_CHECK(py::len(hyperparameters) >= static_cast<size_t>(group_count_), "hyperparameters has ",
+              py::len(hyperparameters), " entries: one per param group, ", group_count_, ", is needed");
+  groups_.clear();
+  for (int64_t i = 0; i < group_count_; ++i) groups_.push_back(read_group(hyperparameters[i], i));
+}
+
+void StepTable::check_tensors(double pull, const StepTensors& tensors) const {
+  TORCH_CHECK(pull >= 0 && pull <= 1, "pull is ", pull, ": it must be in [0, 1]");
+  if (tensors.norms.has_value()) {
+    check_per_layer(*tensors.norms, "norms", std::max(norm_count_, tensors.norms->numel()), device_);
+  }
+  check_number(tensors.grad_scale, "grad_scale", device_);
+  check_number(tensors.found_inf, "found_inf", device_);
+}
+
+bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters, double pull,
+                     const StepTensors& tensors) {
+  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  TORCH_CHECK(lock.owns_lock(), "another thread is making a step of this StepTable");
+  read_groups(hyperparameters);
+  for (const Param& param : params_) {
+    // Moved, or on several devices.
+    if (param.tensor.device() != device_) return false;
+  }
+  check_tensors(pull, tensors);
+  if (!stepper_) stepper_ = device_.is_cpu() ? cpu::make_stepper(numels_) : cuda::make_stepper(numels_, device_);
+  if (!stepper_) return false;
+  state_.refresh(state);
+  for (size_t i = 0; i < params_.size(); ++i) {
+    if (!gather(i, pull, tensors)) return false;
+  }
+  if (shares_memory_now(tensors.grad_scale.has_value())) return false;
+  mark_all_written(tensors);
+  const py::gil_scoped_release released;
+  stepper_->step(layers_, tensors);
+  return true;
+}
+
+bool StepTable::gather(size_t index, double pull, const StepTensors& tensors) {
+  const Param& param = params_[index];
+  const at::Tensor& tensor = param.tensor;
+  StepLayer& layer = layers_[index];
+  if (!is_plain(tensor) || tensor.numel() != numels_[index]) return false;
+  layer.param = write_span(tensor);
+  layer.center = Span();
+  layer.pull.value = 0;
+  if (pull != 0 && param.center.has_value()) {
+    if (param.center->device() != device_ || !in_wire_order(tensor, param.wire_strides)) return false;
+    layer.center = read_span(*param.center);
+    layer.pull.value = pull;
+  }
+  const at::Tensor& grad = tensor.grad();
+  layer.has_grad = grad.defined();
+  layer.grad = layer.momentum = layer.square = layer.step = Span();
+  layer.lr = groups_[param.group].lr;
+  layer.rule = groups_[param.group].rule;
+  if (!layer.has_grad) return true;
+  if (!is_paired(tensor, grad)) return false;
+  layer.grad = tensors.grad_scale.has_value() ? write_span(grad) : read_span(grad);
+  return gather_state(index);
+}
+
+bool StepTable::gather_state(size_t index) {
+  const at::Tensor& param = params_[index].tensor;
+  StepLayer& layer = layers_[index];
+  if (algorithm_ == Algorithm::kSgd) {
+    if (std::get<SgdRule>(layer.rule).momentum == 0) return true;
+    const at::Tensor& buffer = state_.find(index, kMomentumBuffer);
+    if (!is_paired(param, buffer)) return false;
+    layer.momentum = write_span(buffer);
+    return true;
+  }
+  const at::Tensor& step = state_.find(index, kStep);
+  const at::Tensor& mean = state_.find(index, kExpAvg);
+  const at::Tensor& mean_square = state_.find(index, kExpAvgSq);
+  // amsgrad keeps one more.
+  if (state_.find(index, kMaxExpAvgSq).defined() || !is_count(step)) return false;
+  if (!step.is_cpu() && step.device() != device_) return false;
+  if (!is_paired(param, mean) || !is_paired(param, mean_square)) return false;
+  layer.step = write_span(step);
+  layer.step_on_host = step.is_cpu();
+  layer.momentum = write_span(mean);
+  layer.square = write_span(mean_square);
+  return true;
+}
+
+bool StepTable::shares_memory_now(bool writes_grads) {
+  bool has_moved = places_.size() != 6 * layers_.size();
+  places_.resize(6 * layers_.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const StepLayer& layer = layers_[i];
+    const void* const places[] = {layer.param.data,  layer.grad.data, layer.momentum.data,
+                                  layer.square.data, layer.step.data, layer.center.data};
+    for (size_t k = 0; k < 6; ++k) {
+      has_moved |= places_[6 * i + k] != places[k];
+      places_[6 * i + k] = places[k];
+    }
+  }
+  if (!has_moved || !shares_memory(layers_, numels_, writes_grads)) return false;
+  places_.clear();
+  return true;
+}
+
+void StepTable::mark_all_written(const StepTensors& tensors) const {
+  const int64_t first_tensor = algorithm_ == Algorithm::kSgd ? kMomentumBuffer : kStep;
+  const int64_t tensor_count = algorithm_ == Algorithm::kSgd ? 1 : 3;
+  for (size_t i = 0; i < params_.size(); ++i) {
+    const StepLayer& layer = layers_[i];
+    if (layer.has_grad || layer.center.data != nullptr) mark_written(params_[i].tensor);
+    if (!layer.has_grad) continue;
+    if (tensors.grad_scale.has_value()) mark_written(params_[i].tensor.grad());
+    for (int64_t name = first_tensor; name < first_tensor + tensor_count; ++name) {
+      const at::Tensor& tensor = state_.find(i, name);
+      if (layer.momentum.data != nullptr && tensor.defined()) mark_written(tensor);
+    }
+  }
+  if (tensors.norms.has_value()) mark_written(*tensors.norms);
+}
+
+}  // namespace grawa
