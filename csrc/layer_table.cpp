@@ -22,10 +22,13 @@ void check_params(const std::vector<at::Tensor>& params) {
   }
 }
 
+// Tensor::grad() also asks whether the tensor is a leaf, to warn: as costly as the norm of a small layer.
+const at::Tensor& grad_of(const at::Tensor& param) { return param.unsafeGetTensorImpl()->grad(); }
+
 }  // namespace
 
 LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
-    : device_(device_of(params)), chunks_((check_params(params), numels_of(params))), has_grad_(params.size()) {
+    : device_(device_of(params)), chunks_((check_params(params), numels_of(params))) {
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& param = params[i];
     layers_.push_back(
@@ -66,15 +69,13 @@ void LayerTable::gather_params(Access access) {
 
 void LayerTable::gather_grads() {
   work_.copies.clear();
-  has_sparse_ = false;
+  all_dense_ = true;
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const at::Tensor& grad = layers_[i].param.grad();
-    has_grad_[i] = grad.defined();
-    work_.spans[i] = Span();
-    if (!grad.defined()) continue;
-    check_list_entry(grad, "grads", i, device_);
-    if (grad.is_sparse()) {
-      has_sparse_ = true;
+    const at::Tensor& grad = grad_of(layers_[i].param);
+    if (grad.defined()) check_list_entry(grad, "grads", i, device_);
+    if (!grad.defined() || grad.is_sparse()) {
+      work_.spans[i] = Span();
+      all_dense_ = false;
       continue;
     }
     check_strided(grad, "grads", i);
@@ -86,7 +87,7 @@ void LayerTable::gather_grads() {
 
 void LayerTable::gather_grads_on_device() {
   for (size_t i = 0; i < layers_.size(); ++i) {
-    const at::Tensor& grad = layers_[i].param.grad();
+    const at::Tensor& grad = grad_of(layers_[i].param);
     if (!grad.defined()) {
       tables_->grads.set_missing(i);
     } else if (!grad.is_sparse()) {
@@ -104,6 +105,17 @@ at::Tensor LayerTable::empty_norms() const {
   return at::empty({static_cast<int64_t>(layers_.size())}, at::TensorOptions().dtype(norm_dtype()).device(device_));
 }
 
+void LayerTable::write_other_grad_norms() {
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const at::Tensor& grad = grad_of(layers_[i].param);
+    if (!grad.defined()) {
+      cpu::write_scalar(grad_norms_, i, kNoGradient);
+    } else if (grad.is_sparse()) {
+      cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
+    }
+  }
+}
+
 at::Tensor LayerTable::grad_norms() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!grad_norms_.defined() || grad_norms_.scalar_type() != norm_dtype()) {
@@ -116,13 +128,7 @@ at::Tensor LayerTable::grad_norms() {
     cuda::layer_norms(tables_->grads, grad_norms_);
   } else {
     cpu::layer_norms(chunks_, work_, grad_norms_);
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      const at::Tensor& grad = layers_[i].param.grad();
-      if (!has_grad_[i]) cpu::write_scalar(grad_norms_, i, kNoGradient);
-      if (has_sparse_ && grad.defined() && grad.is_sparse()) {
-        cpu::write_scalar(grad_norms_, i, cpu::sparse_norm(grad, work_));
-      }
-    }
+    if (!all_dense_) write_other_grad_norms();
   }
   mark_written(grad_norms_);
   work_.copies.clear();

@@ -46,6 +46,7 @@ class LayerTable {
   void gather_params(Access access);
   void gather_grads();
   void gather_grads_on_device();
+  void write_other_grad_norms();  // of missing and sparse gradients, on the CPU
   at::Tensor empty_norms() const;
   at::ScalarType norm_dtype() const;
 
@@ -54,8 +55,7 @@ class LayerTable {
   ChunkMap chunks_;
   std::unique_ptr<DeviceTables> tables_;  // none on the CPU
   cpu::Workspace work_;
-  bool has_sparse_ = false;
-  std::vector<bool> has_grad_;
+  bool all_dense_ = true;  // every gradient was there and strided when last gathered
   at::Tensor grad_norms_;
   std::mutex mutex_;  // calls run without the GIL, and share the workspace
 };

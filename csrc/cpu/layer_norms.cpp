@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/block_math.h"
 #include "cpu/kernels.h"
@@ -36,6 +37,7 @@ Partial squares_of_doubles(int64_t size, Block block) {
 }
 
 double norm_of(const Partial* partials, int64_t count) {
+  if (count == 1) return partials->scale * std::sqrt(partials->sum);
   double largest = 0;
   double special = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -58,6 +60,8 @@ Partial squares(const Span& x, int64_t begin, int64_t size) {
     return squares_of_doubles(size,
                               [&](int64_t i, int64_t) { return static_cast<const double*>(at_element(x, begin + i)); });
   }
+  if (is_type<float>(x)) return {1, sum_squares(static_cast<const float*>(at_element(x, begin)), size)};
+  if (is_type<c10::BFloat16>(x)) return {1, sum_squares(static_cast<const c10::BFloat16*>(at_element(x, begin)), size)};
   Partial partial;
   float scratch[kBlock];
   for_each_block(size, [&](int64_t i, int64_t n) { partial.sum += sum_squares(load(x, begin + i, n, scratch), n); });
@@ -81,9 +85,19 @@ Partial squared_distance(const Span& x, int64_t begin, const Span& center, int64
 }
 
 void write_norms(const ChunkMap& chunks, const Workspace& work, const at::Tensor& norms) {
-  for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
-    const int64_t first = chunks.first_chunk(layer);
-    write_scalar(norms, layer, norm_of(work.partials.data() + first, chunks.first_chunk(layer + 1) - first));
+  const auto write = [&](auto* first) {
+    using Norm = std::remove_pointer_t<decltype(first)>;
+    const int64_t stride = norms.stride(0);
+    for (int64_t layer = 0; layer < chunks.layers(); ++layer) {
+      const int64_t chunk = chunks.first_chunk(layer);
+      const double norm = norm_of(work.partials.data() + chunk, chunks.first_chunk(layer + 1) - chunk);
+      first[layer * stride] = static_cast<Norm>(norm);
+    }
+  };
+  if (norms.scalar_type() == at::kDouble) {
+    write(norms.mutable_data_ptr<double>());
+  } else {
+    write(norms.mutable_data_ptr<float>());
   }
 }
 

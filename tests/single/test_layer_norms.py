@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -21,11 +22,12 @@ def exact_norm(tensor: Tensor) -> float:
 
 
 def assert_norms(norms: Tensor, tensors: list[Tensor]) -> None:
-    # Sums in double of at most 2^17 squares err by less than 2^17 * 2^-53; what is left is the rounding of the result.
-    eps = torch.finfo(norms.dtype).eps if norms.dtype == torch.float32 else 1e-11
-    expected = [exact_norm(tensor) for tensor in tensors]
-    for got, want in zip(norms.tolist(), expected, strict=True):
-        assert got == pytest.approx(want, rel=eps, abs=0)
+    for tensor, got in zip(tensors, norms.tolist(), strict=True):
+        # Of float64: sums of at most 2^17 squares err by less than 2^17 * 2^-53. Of narrower types: by 4 roundings of
+        # float, 2^-22, which the root halves. And the rounding of the result.
+        error = 1e-11 if tensor.dtype == torch.float64 else 2**-23
+        rounding = 2**-24 if norms.dtype == torch.float32 else 0
+        assert got == pytest.approx(exact_norm(tensor), rel=error + rounding, abs=0)
 
 
 @on_devices
@@ -85,6 +87,44 @@ def test_squares_outside_the_range_do_not_matter(
     tensor = torch.tensor(elements, dtype=dtype, device=device)
     for function in (ops.layer_norms, reference.layer_norms):
         assert function([tensor]).item() == pytest.approx(norm, rel=1e-7, abs=0)
+
+
+# The ends of the range, where squares under- and overflow in float32, where they lose accuracy, and between.
+MAGNITUDES = [
+    2.0**e for e in (-149, -127, -100, -75, -63, -61, -50, -49, -48, -20, 0, 30, 58, 60, 61, 62, 63, 64, 84, 119)
+]
+
+
+@pytest.fixture(params=["denormals", "flushed"])
+def denormals(request: pytest.FixtureRequest) -> Iterator[bool]:
+    flushed = request.param == "flushed" and torch.set_flush_denormal(True)
+    if request.param == "flushed" and not flushed:
+        pytest.skip("this processor does not flush")
+    yield not flushed
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=name)
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_any_magnitude_is_as_exact(dtype: torch.dtype, magnitude: float, denormals: bool) -> None:
+    smallest = 2.0**-133 if denormals and dtype == torch.bfloat16 else 2.0**-149 if denormals else 2.0**-120
+    if dtype == torch.float16:
+        smallest = 2.0**-24
+    if magnitude < smallest or magnitude > torch.finfo(dtype).max / 8:
+        pytest.skip("not a number of this type")
+    wide = torch.empty(0, dtype=torch.float64)  # so that the norms are not rounded to float
+    tensors = [(values(size, torch.float64).clamp(-4, 4) * magnitude).to(dtype) for size in (5, 128, 1025, 16385)]
+    mixed = tensors[-1].clone()
+    mixed[::2] = 1.0
+    assert_norms(ops.layer_norms([*tensors, mixed, wide]), [*tensors, mixed, wide])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=name)
+def test_one_value_beyond_the_range_of_float_squares(dtype: torch.dtype) -> None:
+    for place in (0, 127, 128, 1024, 16383, 16384, 16400):
+        tensor = values(16401, dtype)
+        tensor[place] = 1e25
+        assert ops.layer_norms([tensor]).item() == pytest.approx(1e25, rel=2**-8 if dtype == torch.bfloat16 else 2**-22)
 
 
 @on_devices
