@@ -8,8 +8,9 @@ SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if 
 CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
 ARGS ?=
+OUT ?= benchmarks/results/round_loopback
 
-.PHONY: help demo bench-kernels test lint format cuda-check clean
+.PHONY: help demo bench-kernels bench-round test lint format cuda-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +23,15 @@ demo: ## train on handwritten digits with 4 workers; ARGS="..." goes to examples
 bench-kernels: ## time the kernels beside PyTorch's own and a plain copy; ARGS="--help" lists the options
 	@$(SETUP) examples
 	timeout 1800 $(BIN)/python -m benchmarks.kernels $(ARGS)
+
+bench-round: ## time a round over loopback beside a bare allreduce and its peers; ARGS="--models resnet20 --seconds 5", OUT=name
+	@$(SETUP) examples
+	runs=$$(mktemp -d); trap 'rm -rf "$$runs"' EXIT; \
+	for np in $(NP); do \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 $(BIN)/horovodrun -np $$np -H localhost:$$np \
+	    $(BIN)/python -m benchmarks.round --json $$runs/$$np.json $(ARGS) || exit 1; \
+	done; \
+	$(BIN)/python -m benchmarks.round_report $$runs/*.json --json $(OUT).json --plot $(OUT).png
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples

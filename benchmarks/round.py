@@ -1,0 +1,212 @@
+"""Time of a round beside the bare allreduce of the same bytes and beside the peers.
+
+`horovodrun -np 2 -H localhost:2 python -m benchmarks.round`, or `-H host1:4,host2:4` over several hosts;
+`make bench-round` does it over loopback on 2 and on 4 processes, and makes table and plot of both.
+
+Every method is first checked against the exact result. Then all are called in turn, in an order that is drawn anew for
+each pass over them: what disturbs the machine disturbs all. Before each call the ranks wait for each other, outside
+Horovod, so that a call meets Horovod's cycle at no particular moment; its time is the longest over the ranks. Ratios
+are those of times within a pass. The optimizer behind our rounds does nothing, so that no local step is in the time.
+
+A small model is called once more, untimed, before each timed call: gradients and parameters come from the cache, as
+they do after a backward pass, and no method pays for what its neighbour evicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks import report, round_report
+from benchmarks.models import MODELS, numel
+from benchmarks.round_methods import METHODS, Method, Workload
+from grawa_hvd.communicator import horovod_version
+
+SMALL_BYTES = 8 << 20
+WARM_UP = 3
+FEWEST_PASSES = 8
+MOST_PASSES = 5000
+TIMEOUT = timedelta(minutes=5)
+
+
+class WrongResultError(RuntimeError):
+    """A method computes something else: its time means nothing."""
+
+
+@contextmanager
+def torch_group() -> Iterator[None]:
+    """torch.distributed's group of all ranks over Gloo, beside Horovod's; a collective."""
+    # Horovod was told the interface on which the hosts reach each other, and each process the name of its host.
+    if "HOROVOD_GLOO_IFACE" in os.environ:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["HOROVOD_GLOO_IFACE"])
+    host, store = os.environ.get("HOROVOD_HOSTNAME", "localhost"), None
+    if hvd.rank() == 0:
+        store = dist.TCPStore(host, 0, hvd.size(), is_master=True, timeout=TIMEOUT, wait_for_workers=False)
+    address = hvd.broadcast_object((host, store.port) if store else None, root_rank=0, name="bench.store")
+    store = store or dist.TCPStore(*address, hvd.size(), is_master=False, timeout=TIMEOUT)
+    dist.init_process_group("gloo", store=store, rank=hvd.rank(), world_size=hvd.size(), timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def tolerance(size: int) -> float:
+    """Largest relative error that passes: one rounding for each of M summands, and 8 for weights and pull."""
+    return (size + 8) * torch.finfo(torch.float32).eps
+
+
+def check(methods: list[Method], work: Workload) -> dict[str, float]:
+    """Make the first call of every method; a collective.
+
+    Returns:
+        The relative error of each, the largest over the ranks.
+
+    Raises:
+        WrongResultError: on every rank, if a result is wrong on one.
+    """
+    errors = torch.tensor([method.error(work) for method in methods], dtype=torch.float64)
+    dist.all_reduce(errors, op=dist.ReduceOp.MAX)
+    for method, error in zip(methods, errors.tolist(), strict=True):
+        if not error <= tolerance(work.size):
+            raise WrongResultError(f"{method.name}: relative error {error:.2g}, allowed {tolerance(work.size):.2g}")
+    return {method.name: error for method, error in zip(methods, errors.tolist(), strict=True)}
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keeps Python's garbage collector out of the measured calls."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def measure(methods: list[Method], seconds: float, warm: bool, bar: tqdm) -> Tensor:
+    """Time all methods in turn until rank 0's clock says that it is enough; a collective.
+
+    Args:
+        methods: the same on every rank.
+        seconds: when to stop, once every method has been timed 8 times.
+        warm: call every method once more before it is timed.
+        bar: counts seconds.
+
+    Returns:
+        Seconds of each call, the longest over the ranks, float64 [rows, passes].
+    """
+    order, begin = random.Random(0), 0.0
+    times: dict[str, list[float]] = {row: [] for method in methods for row in method.rows}
+    for number in range(-WARM_UP, MOST_PASSES):
+        if number == 0:
+            begin = time.perf_counter()
+        for method in order.sample(methods, len(methods)):
+            if warm:
+                method.call()
+            dist.barrier()
+            for row, elapsed in zip(method.rows, method.timed(), strict=True):
+                times[row].append(elapsed)
+        spent = time.perf_counter() - begin if number >= 0 else 0.0
+        bar.update(min(spent, seconds) - bar.n)
+        if not _agreed(number + 1 < FEWEST_PASSES or spent < seconds):
+            break
+    measured = torch.tensor(list(times.values()), dtype=torch.float64)[:, WARM_UP:]
+    dist.all_reduce(measured, op=dist.ReduceOp.MAX)
+    return measured
+
+
+def _agreed(more: bool) -> bool:
+    """What rank 0 says."""
+    flag = torch.tensor(int(more))
+    dist.broadcast(flag, src=0)
+    return bool(flag)
+
+
+def bench(model: str, seconds: float, bar: tqdm) -> dict[str, Any]:
+    """The cell of one model: all methods on it; a collective."""
+    work = Workload(model, MODELS[model](), hvd.rank(), hvd.size())
+    methods = [method(work) for method in METHODS]
+    errors = check(methods, work)
+    warm = work.bytes < SMALL_BYTES
+    with no_collection():
+        times = measure(methods, seconds, warm, bar)
+    head = {"model": model, "layers": len(work.shapes), "parameters": numel(work.shapes), "model_bytes": work.bytes}
+    world = {"ranks": hvd.size(), "hosts": hvd.cross_size(), "warm": warm, "passes": times.size(1)}
+    return {**head, **world, "rows": round_report.figures(methods, times, errors)}
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The cells of all models; rank 0 prints each model's table when it is done."""
+    cells = []
+    for model in options.models:
+        with tqdm(total=options.seconds, desc=f"{model}, {hvd.size()} ranks", disable=hvd.rank() != 0, leave=False,
+                  file=sys.stdout, mininterval=2, bar_format="{desc} |{bar:30}| {n:.0f} of {total:.0f} s"
+                  ) as bar:  # fmt: skip
+            cells.append(bench(model, options.seconds, bar))
+        if hvd.rank() == 0:
+            print(round_report.table(cells[-1]), flush=True)
+    return cells
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    """Versions, processor, ranks, and what else was going on; nothing that names a host."""
+    found = report.environment(options)
+    found["versions"]["horovod"] = horovod_version()
+    return {
+        **found,
+        "processors": os.cpu_count(),
+        "load_average_before": round(options.load, 2),
+        "horovod_cycle_ms": float(os.environ.get("HOROVOD_CYCLE_TIME", "1")),
+    }
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; what cannot be run is refused here."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.round", description=summary, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--models", nargs="+", default=["resnet20", "tiny500", "wrn28_10"], choices=MODELS, metavar="MODEL",
+        help=f"of {', '.join(MODELS)} (default: resnet20 tiny500 wrn28_10)")  # fmt: skip
+    add("--seconds", type=float, default=20.0, help="for each model (default: %(default)s)")
+    add("--json", type=Path, help="rank 0 writes all figures there")
+    options = parser.parse_args(arguments)
+    options.device, options.dtype, options.threads = "cpu", "float32", torch.get_num_threads()
+    options.load = os.getloadavg()[0]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints tables, and writes JSON where asked; every rank calls it."""
+    options = parse(arguments)
+    hvd.init()
+    if hvd.size() < 2:
+        sys.exit("a round needs 2 ranks or more: horovodrun -np 2 -H localhost:2 python -m benchmarks.round")
+    with torch_group():
+        cells = run(options)
+    if options.json is not None and hvd.rank() == 0:
+        options.json.write_text(json.dumps({"runs": [{**environment(options), "cells": cells}]}, indent=1) + "\n")
+        print(f"All figures: {options.json}")
+
+
+if __name__ == "__main__":
+    main()
