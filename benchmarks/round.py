@@ -39,8 +39,8 @@ from benchmarks.round_methods import METHODS, Method, Workload
 from grawa_hvd.communicator import horovod_version
 
 SMALL_BYTES = 8 << 20
-WARM_UP = 3
-FEWEST_PASSES = 8
+WARM_UP = 2
+FEWEST_PASSES = 5
 MOST_PASSES = 5000
 TIMEOUT = timedelta(minutes=5)
 
@@ -105,7 +105,7 @@ def measure(methods: list[Method], seconds: float, warm: bool, bar: tqdm) -> Ten
 
     Args:
         methods: the same on every rank.
-        seconds: when to stop, once every method has been timed 8 times.
+        seconds: when to stop, once every method has been timed 5 times.
         warm: call every method once more before it is timed.
         bar: counts seconds.
 
@@ -124,6 +124,7 @@ def measure(methods: list[Method], seconds: float, warm: bool, bar: tqdm) -> Ten
             for row, elapsed in zip(method.rows, method.timed(), strict=True):
                 times[row].append(elapsed)
         spent = time.perf_counter() - begin if number >= 0 else 0.0
+        bar.set_postfix_str(f"pass {number + WARM_UP + 1}", refresh=False)
         bar.update(min(spent, seconds) - bar.n)
         if not _agreed(number + 1 < FEWEST_PASSES or spent < seconds):
             break
@@ -157,7 +158,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     cells = []
     for model in options.models:
         with tqdm(total=options.seconds, desc=f"{model}, {hvd.size()} ranks", disable=hvd.rank() != 0, leave=False,
-                  file=sys.stdout, mininterval=2, bar_format="{desc} |{bar:30}| {n:.0f} of {total:.0f} s"
+                  file=sys.stdout, mininterval=2, bar_format="{desc} |{bar:30}| {n:.0f} of {total:.0f} s{postfix}"
                   ) as bar:  # fmt: skip
             cells.append(bench(model, options.seconds, bar))
         if hvd.rank() == 0:
