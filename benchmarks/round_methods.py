@@ -134,7 +134,7 @@ class Method(ABC):
 
 
 class BareAllreduce(Method):
-    """One `hvd.allreduce_` of as many bytes in one tensor: no round over Horovod can be faster."""
+    """One `hvd.allreduce_` of as many bytes in one tensor: what a round cannot do without."""
 
     name, role = "bare hvd.allreduce_", "limit"
 
@@ -210,10 +210,11 @@ class LgrawaRound(_DropIn):
     """A round of the drop-in weighted by layer, alone and with the norms of one local step's gradients."""
 
     name, averaging = "grawa_hvd LGRAWA", "lgrawa"
+    with_norms: ClassVar[str] = "grawa_hvd LGRAWA + norms"
 
     @property
     def rows(self) -> list[str]:
-        return [self.name, f"{self.name} + norms"]
+        return [self.name, self.with_norms]
 
     def timed(self) -> list[float]:
         start = time.perf_counter()

@@ -80,10 +80,11 @@ def _spread(values: Quartiles, width: int, unit: float = 1.0) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on the median of a ratio in LGRAWA's row.
+    """A bound on the median of a ratio in a row.
 
     Attributes:
         text: what is bound.
+        row: its name.
         ratio: its key in the row.
         holds: (median, bound) → whether the goal is met.
         small: the bound for ResNet-20.
@@ -91,6 +92,7 @@ class Goal:
     """
 
     text: str
+    row: str
     ratio: str
     holds: Callable[[float, float], bool]
     small: float
@@ -106,9 +108,10 @@ class Goal:
 
 
 GOALS = (
-    Goal("LGRAWA / bare allreduce, at most", OVER_LIMIT, operator.le, small=1.5, large=1.2),
-    Goal("LGRAWA / uniform, at most", OVER_UNIFORM, operator.le, small=1.15, large=1.03),
-    Goal("authors / LGRAWA, at least", AUTHORS_OVER, operator.ge, small=5.0, large=2.0),
+    Goal("LGRAWA / bare allreduce, at most", LgrawaRound.name, OVER_LIMIT, operator.le, small=1.5, large=1.2),
+    Goal("LGRAWA / uniform, at most", LgrawaRound.name, OVER_UNIFORM, operator.le, small=1.15, large=1.03),
+    # The authors take their norms in the round.
+    Goal("authors / LGRAWA + norms, at least", LgrawaRound.with_norms, AUTHORS_OVER, operator.ge, small=5.0, large=2.0),
 )
 
 
@@ -119,10 +122,10 @@ def verdicts(cells: list[Cell]) -> Iterator[str]:
             bound = goal.bound(cell)
             if bound is None:
                 continue
-            ratio = next(row for row in cell["rows"] if row["name"] == LgrawaRound.name)[goal.ratio]
+            ratio = next(row for row in cell["rows"] if row["name"] == goal.row)[goal.ratio]
             verdict = "met" if goal.holds(ratio["median"], bound) else "MISSED"
             where = f"{cell['model']}, {cell['ranks']} ranks"
-            yield f"{goal.text:<32} {bound:<6}{where:<20}{_spread(ratio, 20)}  {verdict}"
+            yield f"{goal.text:<34} {bound:<6}{where:<20}{_spread(ratio, 20)}  {verdict}"
 
 
 def main(arguments: list[str] | None = None) -> None:

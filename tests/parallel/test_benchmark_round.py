@@ -107,7 +107,8 @@ def _cell(model: str, parameters: int, ranks: int, over_limit: float) -> dict[st
     keys = (round_report.OVER_LIMIT, round_report.OVER_UNIFORM, round_report.AUTHORS_OVER)
     values = zip(keys, (over_limit, 1.0, 9.0), strict=True)
     ratios = {key: dict.fromkeys(("lower_quartile", "median", "upper_quartile"), value) for key, value in values}
-    return {"model": model, "parameters": parameters, "ranks": ranks, "rows": [{"name": LgrawaRound.name, **ratios}]}
+    rows = [{"name": name, **ratios} for name in (LgrawaRound.name, LgrawaRound.with_norms)]
+    return {"model": model, "parameters": parameters, "ranks": ranks, "rows": rows}
 
 
 def test_a_missed_goal_is_told() -> None:
