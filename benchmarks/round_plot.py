@@ -31,8 +31,6 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
             _panel(axes, cell)
             if number > 0:
                 axes.set_yticklabels([])
-    for axes in grid[-1]:
-        axes.set_xlabel("ms, the longest over the ranks; quartiles")
     figure.suptitle(_title(runs[0]), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -59,10 +57,12 @@ def _panel(axes: Any, cell: dict[str, Any]) -> None:
     axes.axvline(middle[0], color="0.25", linewidth=1.0, linestyle="--")
     for place, (row, time) in enumerate(zip(rows, times, strict=True)):
         ratio = row["over_bare_allreduce"]["median"]
-        axes.annotate(f"{time['median']:.3g} ms, {ratio:.2f} ×", (time["upper_quartile"], place), xytext=(5, 0),
+        milliseconds = f"{time['median']:.{0 if time['median'] >= 100 else 1}f}"
+        axes.annotate(f"{milliseconds} ms, {ratio:.2f} ×", (time["upper_quartile"], place), xytext=(5, 0),
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=9)
     axes.set_xlim(0, 1.45 * max(time["upper_quartile"] for time in times))
+    axes.set_xlabel("ms, the longest over the ranks; quartiles")
     axes.invert_yaxis()
     axes.grid(alpha=0.25, axis="x")
     axes.set_axisbelow(True)
