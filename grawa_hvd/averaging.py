@@ -94,6 +94,14 @@ class Averaging:
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
 
+    @property
+    def separable(self) -> bool:
+        """Whether a worker's weight is 1/s up to a common factor, where s depends on its own norms alone.
+
+        Small models are then averaged in one exchange. Of a policy that is derived from these nothing is assumed.
+        """
+        return self.floor == 0 and type(self) in POLICIES.values()
+
     def scores(self, observed: Observed) -> Tensor:
         """Non-negative scores, [M, L]: the smaller, the more weight."""
         raise TypeError(f"{type(self).__name__} must override scores()")

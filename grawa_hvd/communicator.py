@@ -57,6 +57,7 @@ class Communicator:
 
     Attributes:
         halves: whether differences from the centre travel, in 16 bits an element.
+        exact: whether buffers travel as they are.
 
     Raises:
         ValueError: if either is something else.
@@ -71,6 +72,7 @@ class Communicator:
                 f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"
             )
         self.halves = compression in (Half, hvd.Compression.fp16)
+        self.exact = compression in (Compression.none, hvd.Compression.none)
         self._process_set = process_set
         self._compression = compression
         # Two optimizers in one process must not share collective names (horovod#2559).

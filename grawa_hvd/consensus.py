@@ -16,12 +16,13 @@ from grawa_hvd.layers import Bucket, Layout
 
 @dataclass
 class Underway:
-    """One bucket's sum on its way: into the centre's own buffer, or of differences that it will move by."""
+    """One bucket's sum on its way: in the centre's own buffer, of differences that it will move by, or the new one."""
 
     bucket: int
     sum: Sum
     differences: Tensor | None = None
     halves: HalfDifferences | None = None
+    average: Tensor | None = None
 
 
 class Center:
@@ -54,6 +55,7 @@ class Center:
         # Parameters that have no previous centre: nothing pulls them, and their velocity starts from rest.
         self._unseen = set(range(len(layout.parameters)))
         self._pulls: dict[float, list[Tensor]] = {}
+        self.version = 0  # of which parameters have a centre
 
     @property
     def known(self) -> bool:
@@ -101,15 +103,21 @@ class Center:
 
     def move_(self, underway: Underway) -> None:
         """Let a bucket's centre be what its sum, which has come, says."""
-        bucket, differences = self._layout.buckets[underway.bucket], underway.differences
+        number, differences = underway.bucket, underway.differences
+        bucket, center = self._layout.buckets[number], self._kept["center"][number]
+        if underway.average is not None and not self._momentum:
+            center.copy_(underway.average)
+        elif differences is None and underway.average is not None:
+            differences = underway.average.sub_(center)
+        if underway.halves is not None:
+            underway.halves.receive()
         if differences is not None:
-            if underway.halves is not None:
-                underway.halves.receive()
-                if self._momentum:
-                    differences = self._kept["velocity"][underway.bucket].mul_(self._momentum).add_(differences)
-            self._kept["center"][underway.bucket].add_(differences)
+            # What travelled for outer momentum, but in 16 bits or beside the rows, was the velocity itself.
+            if self._momentum and differences is not self._kept["velocity"][number]:
+                differences = self._kept["velocity"][number].mul_(self._momentum).add_(differences)
+            center.add_(differences)
         if not self._unseen.isdisjoint(bucket.members):
-            self._rest(bucket, underway.bucket)
+            self._rest(bucket, number)
             self._see(bucket.members)
 
     def _rest(self, bucket: Bucket, number: int) -> None:
@@ -121,6 +129,7 @@ class Center:
     def _see(self, members: Iterable[int]) -> None:
         self._unseen.difference_update(members)
         self._pulls.clear()
+        self.version += 1
 
     def average_(self, weights: Tensor, communicator: Communicator) -> None:
         """Replace the whole centre by the weighted sum over workers; a collective."""
@@ -135,6 +144,7 @@ class Center:
                 buffer.zero_()
         self._unseen = set(range(len(self._layout.parameters)))
         self._pulls.clear()
+        self.version += 1
 
     def pull_(self, strength: float) -> None:
         """x ← (1 − strength)·x + strength·c wherever there is a centre; at strength 1 bitwise c."""
@@ -226,19 +236,24 @@ def _wide(buffer: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def plain_mean(layout: Layout, weight: float, communicator: Communicator) -> Iterator[None]:
+def plain_mean(
+    layout: Layout, weight: float, communicator: Communicator, received: list[Underway] | None = None
+) -> Iterator[None]:
     """Let the parameters be the sum of weight·x over the workers inside the block, and bitwise their own after it.
 
     Args:
         layout: the parameters.
         weight: 1/M for a worker that counts, 0 for one that does not.
         communicator: the workers; all of them enter.
+        received: the mean, where it has come already.
     """
     with torch.no_grad():
         own = [parameter.detach().clone() for parameter in layout.parameters]
         mean = Center(layout)
-        weights = torch.full((len(own),), weight, dtype=torch.float64, device=layout.device)
-        mean.average_(weights, communicator)
+        if received is None:
+            mean.average_(torch.full((len(own),), weight, dtype=torch.float64, device=layout.device), communicator)
+        for underway in received or []:
+            mean.move_(underway)
         mean.pull_(1.0)
         del mean
     try:

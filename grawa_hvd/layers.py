@@ -173,13 +173,24 @@ class Layout:
 
     def grad_norms(self) -> Tensor:
         """Frobenius norm of each layer's gradient, [L]; −1 where a layer has none. Overwritten by the next call."""
-        norms = self.table.grad_norms()
+        return self.by_layer(self.table.grad_norms())
+
+    def by_layer(self, norms: Tensor) -> Tensor:
+        """Norms of the parameters, [P], as norms of the layers, [L]; −1 where there was no gradient."""
         if not self._by_module:
             return norms
         wide = norms.double()
         self._squares.zero_().index_add_(0, self.layer_of, wide.clamp(min=0).square_())
         self._present.fill_(-1).scatter_reduce_(0, self.layer_of, wide, "amax")
         return torch.where(self._present == -1, self._present, self._squares.sqrt_())
+
+    def wire_strides(self) -> list[tuple[int, ...]]:
+        """For each parameter the strides of the order in which it lies in flat buffers."""
+        result: list[tuple[int, ...]] = [()] * len(self.parameters)
+        for bucket in self.buckets:
+            for index, strides in zip(bucket.members, bucket.strides, strict=True):
+                result[index] = strides
+        return result
 
     def numbers(self, values: Sequence[float]) -> Tensor:
         """Some numbers, float64, where the parameters are."""

@@ -48,20 +48,38 @@ class Contribution:
     distance: Tensor | None = None
 
 
-class Meeting:
-    """The rows of all ranks. A row: purpose, digest of the terms, failed, progress, steps taken since the rank's last
-    meeting, digest of the parameters, distance at the last pull, distance from the centre now, finite, the reported
-    three, norms. It is zero for a rank that has joined.
+class State:
+    """The parameters of a worker as a meeting finds them.
+
+    Args:
+        sizes: the norm of each parameter, or its distance from the centre, [P].
+        from_center: whether it is the distance.
+
+    Attributes:
+        finite: whether all parameters are, bool, [1].
+        reach: ‖x − c‖, float64, [1]; 0 where only the norms are known.
     """
 
-    HEADER = 12
-    REPORTED = slice(12, 15)
-    NORMS = slice(15, None)
+    def __init__(self, sizes: Tensor, from_center: bool) -> None:
+        self.sizes = sizes
+        self.finite = sizes.isfinite().all()[None]
+        self.reach = sizes.double().square().sum().sqrt()[None] if from_center else sizes.new_zeros(1).double()
+
+
+class Meeting:
+    """The rows of all ranks. A row: purpose, digest of the terms, failed, progress, steps taken since the rank's last
+    meeting, digest of the parameters, age of its companion, distance at the last pull, distance from the centre now,
+    finite, the reported three, norms. It is zero for a rank that has joined.
+    """
+
+    HEADER = 13
+    REPORTED = slice(13, 16)
+    NORMS = slice(16, None)
 
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
         self.bytes = rows.numel() * rows.element_size()
-        # The one read by the host in a round: M × 12 numbers.
+        # The one read by the host in a round: M × 13 numbers.
         header = rows[:, : self.HEADER].tolist()
         self.size = len(header)
         self.present = [rank for rank, row in enumerate(header) if row[0]]
@@ -71,31 +89,25 @@ class Meeting:
         self.progress = {rank: Progress(*(int(number) for number in header[rank][3:7])) for rank in self.present}
         self.taken = {rank: int(header[rank][7]) for rank in self.present}
         self.parameters = {rank: header[rank][8] for rank in self.present}
-        self.distances = [header[rank][9] if rank in self.present else math.nan for rank in range(self.size)]
-        self.finite = [rank for rank in self.present if header[rank][11]]
+        self.same_age = len({header[rank][9] for rank in self.present}) == 1
+        self.distances = [header[rank][10] if rank in self.present else math.nan for rank in range(self.size)]
+        self.finite = [rank for rank in self.present if header[rank][12]]
         # The largest distance from the centre of a worker that counts.
-        self.reach = max((header[rank][10] for rank in self.finite), default=0.0)
+        self.reach = max((header[rank][11] for rank in self.finite), default=0.0)
         self.usable = (rows[:, self.HEADER - 1] == 1) & rows[:, self.NORMS].isfinite().all(dim=1)
 
     @staticmethod
     def row(
         purpose: Purpose, contribution: Contribution, progress: Progress, taken: int, layout: Layout, terms: Terms,
-        moved: Tensor | None = None,
+        state: State, age: int,
     ) -> Tensor:  # fmt: skip
-        """This worker's row, [K]; K depends on the layout and the policy alone.
-
-        Args:
-            moved: the distance of each parameter from the centre, [P], where that is to travel too.
-        """
-        norms = layout.table.norms() if moved is None else moved
-        start = digest([repr(norms.tolist())]) if purpose is Purpose.ARRIVAL else 0
+        """This worker's row, [K]; K depends on the layout and the policy alone."""
+        start = digest([repr(state.sizes.tolist())]) if purpose is Purpose.ARRIVAL else 0
         failed = contribution.failure is not None
-        head = [purpose, terms.digest, failed, *vars(progress).values(), taken, start]
+        head = [purpose, terms.digest, failed, *vars(progress).values(), taken, start, age]
         distance = layout.numbers([math.nan]) if contribution.distance is None else contribution.distance
-        reach = norms.new_zeros(1) if moved is None else norms.square().sum().sqrt()[None]
-        finite = norms.isfinite().all()[None]
         return cat([
-            layout.numbers(head), distance, reach.double(), finite.double(), layout.numbers(contribution.reported),
+            layout.numbers(head), distance, state.reach, state.finite.double(), layout.numbers(contribution.reported),
             contribution.norms,
         ])  # fmt: skip
 
@@ -140,13 +152,11 @@ class Meeting:
         return Observed(norms, *self._rows[:, self.REPORTED].unbind(dim=1))
 
 
-def meet(row: Tensor, contribution: Contribution, terms: Terms, communicator: Communicator) -> Meeting:
+def exchange(row: Tensor, terms: Terms, communicator: Communicator) -> Meeting:
     """Exchange rows with all ranks; a collective.
 
     Raises:
         ValueError: on every rank, if models or settings differ.
-        RanksOutOfStepError: on every rank, if some have come for a round and others for the consensus.
-        ScoresError: if the `scores` callable raised on another rank; where it raised, its own exception.
     """
     try:
         meeting = Meeting(communicator.gather(row, "rows"))
@@ -154,6 +164,16 @@ def meet(row: Tensor, contribution: Contribution, terms: Terms, communicator: Co
         refuse_difference(terms, communicator)
     if len(meeting.terms) > 1:
         refuse_difference(terms, communicator)
+    return meeting
+
+
+def check(meeting: Meeting, contribution: Contribution, communicator: Communicator) -> None:
+    """Whether the ranks can do together what they came for.
+
+    Raises:
+        RanksOutOfStepError: on every rank, if some have come for a round and others for the consensus.
+        ScoresError: if the `scores` callable raised on another rank; where it raised, its own exception.
+    """
     if contribution.failure is not None:
         raise contribution.failure
     if meeting.failed:
@@ -162,7 +182,6 @@ def meet(row: Tensor, contribution: Contribution, terms: Terms, communicator: Co
         )
     _check_purposes(meeting, communicator)
     _check_start(meeting, communicator)
-    return meeting
 
 
 def _check_purposes(meeting: Meeting, communicator: Communicator) -> None:

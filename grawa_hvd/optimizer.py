@@ -15,6 +15,7 @@ from grawa_hvd import amp
 from grawa_hvd.averaging import Averaging
 from grawa_hvd.communicator import Average, Communicator, global_process_set
 from grawa_hvd.compression import Compression
+from grawa_hvd.fused import ALGORITHMS, FusedStep
 from grawa_hvd.layers import Groups, unnamed, validated_names
 from grawa_hvd.report import RoundReport
 from grawa_hvd.scores import Scores
@@ -38,12 +39,14 @@ def _wrapper_of(wrapped: Any) -> Any:
         _step_supports_amp_scaling = True
 
         def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
-                   communicator: Communicator, on_round: Callable[[RoundReport], None] | None) -> None:  # fmt: skip
+                   communicator: Communicator, on_round: Callable[[RoundReport], None] | None,
+                   fused: bool) -> None:  # fmt: skip
             self.__dict__.update(optimizer.__dict__)
             # An LR scheduler made before the wrapping leaves a step there that is bound to the other object.
             self.__dict__.pop("step", None)
             self._wrapped_scales = self.__dict__.pop("_step_supports_amp_scaling", False)
             self._parameter_names = names
+            self._fused = FusedStep(wrapped) if fused and wrapped in ALGORITHMS else None
             self._synchronized, self._should_synchronize = False, True
             self._worker = Worker(self._current_names, self._reset_state, communicator, settings, on_round)
 
@@ -91,31 +94,48 @@ def _wrapper_of(wrapped: Any) -> Any:
                     stacklevel=2,
                 )
             self._synchronized = False
-            worker = self._worker
-            worker.before_step()
-            if getattr(self, "found_inf", None) is not None:
-                return self._scaled_step(closure)
-            result = super().step(closure)
-            worker.after_step()
+            self._worker.before_step()
+            if self._fused is None or not self._worker.active:
+                result = self._torch_step(super().step, closure)
+            else:
+                result = self._hooked_step() if closure is None else self._hooked_step(closure)
+            self._worker.count_step()
             return result
 
-        step.hooked = True  # type: ignore[attr-defined]  # the wrapped class runs the step hooks, once
+        step.hooked = True  # type: ignore[attr-defined]  # the step hooks run below, once
 
-        def _scaled_step(self, closure: Callable[[], Any] | None) -> Any:
-            """A step under GradScaler: it counts on every rank, also where gradients overflowed."""
-            if self._wrapped_scales:
+        @torch.optim.Optimizer.profile_hook_step
+        def _hooked_step(self, closure: Callable[[], Any] | None = None) -> Any:
+            """A step within the step hooks: by the fused kernels, or by torch where they cannot."""
+            result = None
+            if closure is not None:
+                with torch.enable_grad():
+                    result = closure()
+            fused = self._fused
+            if fused is None or not self._worker.fused_step(fused, self):
+                self._torch_step(functools.partial(_without_hooks(wrapped.step), self), None)
+            return result
+
+        def _torch_step(self, step: Callable[[Any], Any], closure: Callable[[], Any] | None) -> Any:
+            """A step of the wrapped class, and what the worker does after it."""
+            worker = self._worker
+            if getattr(self, "found_inf", None) is None:
+                result = step(closure)
+                worker.take_in()
+            elif self._wrapped_scales:
                 # Without any gradient GradScaler's sum over devices is the integer 0.
                 overflow = torch.as_tensor(self.found_inf)
-                result = super().step(closure)
-                self._worker.after_step(found_inf=overflow)
-                return result
-            scale, found_inf = amp.take_scale(self)
-            skipped = amp.overflowed(found_inf)
-            result = None
-            if not skipped:
-                amp.unscale_(self, scale)
-                result = super().step(closure)
-            self._worker.after_step(consumed=not skipped)
+                result = step(closure)
+                worker.take_in(found_inf=overflow)
+            else:
+                # GradScaler would have left the step out where gradients overflowed; it counts on every rank.
+                scale, found_inf = amp.take_scale(self)
+                skipped = amp.overflowed(found_inf)
+                result = None
+                if not skipped:
+                    amp.unscale_(self, scale)
+                    result = step(closure)
+                worker.take_in(consumed=not skipped)
             return result
 
         def report(self, loss: float | Tensor | None = None, accuracy: float | Tensor | None = None,
@@ -211,6 +231,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     fragments: int = 1,
     local_period: int | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
+    fused: bool = True,
 ) -> Any:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
 
@@ -243,6 +264,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         local_period: τ_l; the ranks of one host average among themselves every so many steps too, by the same policy.
             Below the period; None for never. Needs HOROVOD_DYNAMIC_PROCESS_SETS=1; every rank wraps its optimizer then.
         on_round: called on every rank with the report of each completed round.
+        fused: let one kernel make the whole local step where the wrapped optimizer is exactly torch.optim.SGD or AdamW
+            and its settings allow it: the same update to rounding, with its state in torch's own format.
 
     Raises:
         ValueError: naming the argument that is out of range; and on the first step, on every rank, if the ranks'
@@ -278,9 +301,14 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     wrapped: Any = type(optimizer)
     wrapper = _wrapper_of(wrapped)
     result = wrapper.__new__(wrapper)
-    result._adopt(optimizer, names, settings, Communicator(process_set, compression), on_round)
+    result._adopt(optimizer, names, settings, Communicator(process_set, compression), on_round, fused)
     result.backward_passes_per_step = passes
     return result
+
+
+def _without_hooks(step: Any) -> Any:
+    """A class's `step` without the hooks that torch wraps around it."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
 def _checked_passes(passes: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging import Averaging, Observed
 from grawa_hvd.communicator import Communicator
+from grawa_hvd.companion import Companion
 from grawa_hvd.consensus import Center
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.layers import Layout
@@ -32,6 +33,7 @@ class Round:
         fragment: the part of the model; None for all of it.
         within_host: whether the members are those of one host.
         overlapped: training goes on before `finish` is called.
+        companion: what has come with the rows already, if anything.
         phases: the round's clock.
 
     Raises:
@@ -51,6 +53,7 @@ class Round:
         fragment: int | None = None,
         within_host: bool = False,
         overlapped: bool = False,
+        companion: Companion | None = None,
     ) -> None:
         self._meeting, self._layout, self._center, self._phases = meeting, layout, center, phases
         self.within_host = within_host
@@ -60,21 +63,31 @@ class Round:
             scores, weights = _weigh(averaging, observed, usable)
             self.diverged = not bool(usable[communicator.rank])
             own = weights[communicator.rank][layout.layer_of]
+        with phases("blend"):
+            received = None if companion is None else companion.averages(scores, usable)
+        self._snapshot: Snapshot | None = None
+        self._underway = received or []
+        if received is None:
+            self._start(own, communicator, fragment, overlapped)
+        report = RoundReport(
+            weights, scores, layout.layer_names, observed.losses, 0, meeting.distances, phases.seconds, within_host
+        )
+        self._report = report if fragment is None else _of_layers(report, layout.layers_of[fragment])
+
+    def _start(self, own: Tensor, communicator: Communicator, fragment: int | None, overlapped: bool) -> None:
+        """Pack and send this worker's part of every bucket."""
+        layout, center, phases = self._layout, self._center, self._phases
         buckets = [n for n, bucket in enumerate(layout.buckets) if fragment in (None, bucket.fragment)]
         with phases("pack"):
             self._snapshot = Snapshot(layout, buckets) if overlapped else None
         try:
             with phases("pack"):
-                self._underway = [center.start(number, own, communicator, meeting.reach) for number in buckets]
+                self._underway = [center.start(number, own, communicator, self._meeting.reach) for number in buckets]
         except BaseException:
             center.forget()
             raise
         if overlapped:
             communicator.leave_under_way([underway.sum for underway in self._underway])
-        report = RoundReport(
-            weights, scores, layout.layer_names, observed.losses, 0, meeting.distances, phases.seconds, within_host
-        )
-        self._report = report if fragment is None else _of_layers(report, layout.layers_of[fragment])
 
     def finish(self, pull: float) -> tuple[RoundReport, Tensor]:
         """Receive the sums and pull this worker toward the centre: wholly if it had diverged.

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.agreement import Progress, Terms
+from grawa_hvd.averaging import Observed
 from grawa_hvd.communicator import Communicator
+from grawa_hvd.companion import Companion, is_fit_for_companion
 from grawa_hvd.consensus import Center, plain_mean
 from grawa_hvd.errors import AllWorkersDivergedError
+from grawa_hvd.fused import FusedStep
 from grawa_hvd.layers import Layout, averaged, membership
-from grawa_hvd.meeting import NEVER_MET, Contribution, Meeting, Purpose, meet
+from grawa_hvd.meeting import NEVER_MET, Contribution, Meeting, Purpose, State, check, exchange
 from grawa_hvd.ops.reference import NO_GRADIENT
 from grawa_hvd.report import Phases, Reported, RoundReport
 from grawa_hvd.round import Round
@@ -35,6 +38,7 @@ class Worker:
     """
 
     _center: Center
+    _companion: Companion | None
     _host_center: Center | None
     _estimate: NormEstimate
     _terms: Terms
@@ -89,8 +93,23 @@ class Worker:
             self._round(self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or Due())
 
     @torch.no_grad()
-    def after_step(self, consumed: bool = True, found_inf: Tensor | None = None) -> None:
-        """Take in the gradient of a local step, apply proximity, and average when that is due.
+    def fused_step(self, fused: FusedStep, optimizer: Any) -> bool:
+        """Let a kernel make the local step, take in its gradient and apply proximity.
+
+        Returns:
+            False, with nothing changed, if torch must make the step.
+        """
+        if not self._arrived:
+            return False
+        pull = self._proximity if self._center.known else 0.0
+        made, norms = fused.step(optimizer, self._layout_now, self._center, pull, self._observes)
+        if norms is not None:
+            self._estimate.update(norms)
+        return made
+
+    @torch.no_grad()
+    def take_in(self, consumed: bool = True, found_inf: Tensor | None = None) -> None:
+        """Take in the gradient of a local step that torch made, and apply proximity.
 
         Args:
             consumed: False if the step left the parameters alone, because its gradients had overflowed.
@@ -105,6 +124,12 @@ class Worker:
             self._estimate.update(norms)
         if self._proximity and self._center.known:
             self._center.pull_(self._proximity)
+
+    @torch.no_grad()
+    def count_step(self) -> None:
+        """Count a local step, and average when that is due."""
+        if not self._arrived:
+            return
         self.steps += 1
         self.since_round += 1
         self._taken += 1
@@ -146,6 +171,7 @@ class Worker:
             return Round(
                 meeting, list(range(meeting.size)), self._layout_now, self._center, self._communicator,
                 self._settings.averaging, phases, due.fragment, overlapped=self._settings.overlap > 0,
+                companion=self._companion if meeting.same_age else None,
             )  # fmt: skip
         except AllWorkersDivergedError:
             self._estimate.restart()  # for a user who puts back good parameters and goes on
@@ -189,22 +215,55 @@ class Worker:
     def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
         """Meet the other ranks; while some of them arrive, let those take their places first."""
         phases = phases or Phases()
+        companion = self._companion
         while True:
             with phases("scores"):
                 contribution.distance = self._distance
                 progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
-                moved = self._center.distances() if self._communicator.halves and self._center.known else None
-                row = Meeting.row(purpose, contribution, progress, self._taken, self._layout_now, self._terms, moved)
+                state = self._state()
+                age = 0 if companion is None else companion.age
+                row = Meeting.row(
+                    purpose, contribution, progress, self._taken, self._layout_now, self._terms, state, age
+                )
+            if companion is not None:
+                with phases("pack"):
+                    companion.send(self._factors(purpose, contribution, state, companion), self._communicator)
             with phases("waited"):
-                meeting = meet(row, contribution, self._terms, self._communicator)
+                try:
+                    meeting = exchange(row, self._terms, self._communicator)
+                except ValueError:
+                    if companion is not None:
+                        companion.give_up()
+                    raise
+            with phases("communicate"):
+                if companion is not None:
+                    companion.receive()
+            check(meeting, contribution, self._communicator)
             if meeting.arriving:
                 self.finish_rounds()
+            if companion is not None and (meeting.arriving or not meeting.same_age):
+                companion.forget()
             if not (meeting.arriving and purpose is not Purpose.ARRIVAL):
                 self._taken = 0
             if meeting.adopting:
                 self._adopt(meeting)
             if purpose is Purpose.ARRIVAL or not meeting.arriving:
                 return meeting
+
+    def _state(self) -> State:
+        from_center = self._communicator.halves and self._center.known
+        return State(self._center.distances() if from_center else self._layout_now.table.norms(), from_center)
+
+    def _factors(self, purpose: Purpose, contribution: Contribution, state: State, companion: Companion) -> Tensor:
+        """This worker's w for the companion, [L]: those of a round, all ones for the plain mean, or zeros."""
+        layers = len(self._layout_now.layer_names)
+        if purpose is not Purpose.ROUND:
+            present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
+            return present.double().expand(layers)
+        norms = contribution.norms if len(contribution.norms) else contribution.norms.new_zeros(layers)
+        nothing = norms.new_full((1,), torch.nan)
+        scores = self._settings.averaging.scores(Observed(norms[None], nothing, nothing, nothing))
+        return companion.factors(scores, state.finite & norms.isfinite().all())[0]
 
     def _adopt(self, meeting: Meeting) -> None:
         place, rank = meeting.progress[meeting.leader], self._communicator.rank
@@ -263,7 +322,11 @@ class Worker:
         if not meeting.finite:
             raise AllWorkersDivergedError(f"none of the {len(meeting.present)} workers has finite parameters")
         weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
-        with plain_mean(self._layout_now, weight, self._communicator):
+        received = None
+        if self._companion is not None:
+            count = len(meeting.finite)
+            received = self._companion.divided(self._layout_now.numbers([count] * len(self._layout_now.layer_names)))
+        with plain_mean(self._layout_now, weight, self._communicator, received):
             yield
 
     # The layout, and what is laid out by it.
@@ -286,6 +349,7 @@ class Worker:
             layout, self._settings.outer_momentum, self._communicator.halves, self._settings.overlap > 0
         )  # fmt: skip
         self._host_center = None
+        self._companion = self._companion_for(layout)
         estimate = NormEstimate(len(layout.layer_names), self._settings.scores.decay, layout.device)
         if old is not None:
             index_of = {id(parameter): index for index, parameter in enumerate(layout.parameters)}
@@ -297,6 +361,13 @@ class Worker:
             estimate.load(layout.layer_names, self._estimate.state(old.layer_names))
         self._layout, self._center, self._estimate = layout, center, estimate
         self._terms = Terms(self._settings.describe(), self._communicator.describe(), layout.describe())
+
+    def _companion_for(self, layout: Layout) -> Companion | None:
+        averaging, schedule = self._settings.averaging, self._settings.schedule
+        whole = schedule.fragments == 1 and not schedule.local_period and not self._settings.overlap
+        if whole and self._communicator.exact and is_fit_for_companion(layout, averaging):
+            return Companion(layout, averaging)
+        return None
 
     @property
     def center(self) -> dict[str, Tensor] | None:

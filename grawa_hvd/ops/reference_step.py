@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grawa_hvd.ops.reference import NO_GRADIENT, blend_, is_dense, layer_norms
 
+
 @torch.no_grad()
 def sgd_step_(
     params: Sequence[Tensor],

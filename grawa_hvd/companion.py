@@ -1,0 +1,113 @@
+"""One latency a round for small models: weighted parameters travel beside the rows, before the weights are known.
+
+Where a worker's weight is 1/s up to a factor common to all, the average needs no second exchange: with w[m] = 1/s[m],
+c = Σ_m w[m]·x[m] / Σ_m w[m]. Each worker sends w·x together with its row, and divides when the rows have told all w. So
+every meeting has a companion, whatever ranks come for; what they need not, they leave unused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grawa_hvd import ops
+from grawa_hvd.averaging import Averaging
+from grawa_hvd.communicator import Communicator, Sum
+from grawa_hvd.consensus import Underway
+from grawa_hvd.layers import Layout
+
+# Above this, sending the model in vain at an arrival costs more than the latency that is saved.
+LARGEST = 4 * 2**20
+# Factors within these bounds neither over- nor underflow in a product with a parameter.
+FACTORS = 2.0**-60, 2.0**60
+
+
+def is_fit_for_companion(layout: Layout, averaging: Averaging) -> bool:
+    """Whether a model is small enough, of types that travel exactly, and averaged by a policy that allows it."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in layout.parameters)
+    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in layout.parameters)
+    return averaging.separable and exact and 0 < size <= LARGEST
+
+
+class Companion:
+    """The sum Σ_m w[m]·x[m] that goes with every meeting.
+
+    Args:
+        layout: the model.
+        averaging: a policy that is `separable`.
+    """
+
+    def __init__(self, layout: Layout, averaging: Averaging) -> None:
+        self._layout, self._averaging = layout, averaging
+        self._wires = [bucket.new_buffer() for bucket in layout.buckets]
+        self._averages = [torch.empty_like(wire) for wire in self._wires]
+        views = [bucket.views(wire) for bucket, wire in zip(layout.buckets, self._wires, strict=True)]
+        self._tables = [ops.LayerTable(parts) for parts in views]
+        self._sums: list[Sum] = []
+        # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
+        self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
+        self._attempts = 0
+        self.age = 0  # rounds that this rank knows of: ranks of the same age know the same
+
+    def send(self, factors: Tensor, communicator: Communicator) -> None:
+        """Start the sum with this worker's w, one a layer, [L]; a collective."""
+        own = factors[self._layout.layer_of]
+        for bucket, wire in zip(self._layout.buckets, self._wires, strict=True):
+            bucket.table.pack(own[bucket.indices], wire)
+            self._sums.append(communicator.sum_async_(wire, f"companion.{self._attempts}.{bucket.name}"))
+
+    def receive(self) -> None:
+        """Wait for the sum."""
+        while self._sums:
+            self._sums.pop(0).wait()
+
+    def give_up(self) -> None:
+        """Leave a sum behind that not all ranks have started: their models differ."""
+        self._sums.clear()
+        self._attempts += 1
+
+    def forget(self) -> None:
+        """Know nothing of earlier rounds, as a rank that arrives."""
+        self._dead.zero_()
+        self.age = 0
+
+    def factors(self, scores: Tensor, usable: Tensor) -> Tensor:
+        """w of workers with these scores, [M, L], exact in float32; 0 for one that is not usable, [M]."""
+        scores = scores.double()
+        inverse = torch.where(scores > 0, 1.0 / scores, 0.0).float().double()
+        inverse = torch.where(self._dead & (scores == 0), 1.0, inverse)
+        return torch.where(usable[:, None], inverse, 0.0)
+
+    def averages(self, scores: Tensor, usable: Tensor) -> list[Underway] | None:
+        """What has been received, divided; None if it cannot be used and the workers must sum once more.
+
+        Args:
+            scores: of all workers, [M, L]; usable: which of them count, [M].
+        """
+        factors = self.factors(scores, usable)
+        total = factors.sum(dim=0)
+        outside = (factors != 0) & ((factors < FACTORS[0]) | (factors > FACTORS[1]))
+        fit = (total > 0).all() & ~outside.any()
+        self.age += 1
+        self._dead = ((scores == 0) | ~usable[:, None]).all(dim=0)
+        return self.divided(total) if fit else None
+
+    def divided(self, total: Tensor) -> list[Underway]:
+        """What has been received over Σ_m w[m], [L]: the centre of each bucket."""
+        inverse = (1.0 / total)[self._layout.layer_of]
+        for bucket, table, average in zip(self._layout.buckets, self._tables, self._averages, strict=True):
+            table.pack(inverse[bucket.indices], average)
+        return [Underway(number, _Received(average), average=average) for number, average in enumerate(self._averages)]
+
+
+class _Received:
+    """A sum that has come."""
+
+    def __init__(self, average: Tensor) -> None:
+        self.bytes = average.numel() * average.element_size()
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        pass

@@ -1,0 +1,113 @@
+"""The local step in one pass over memory: the wrapped optimizer's update, the gradients' norms, the pull."""
+
+from __future__ import annotations
+
+import operator
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from grawa_hvd import ops
+from grawa_hvd.consensus import Center
+from grawa_hvd.layers import Layout
+from grawa_hvd.ops import AdamwHyperparameters, SgdHyperparameters
+from grawa_hvd.ops.reference import NO_GRADIENT
+
+ALGORITHMS: dict[type, Literal["sgd", "adamw"]] = {torch.optim.SGD: "sgd", torch.optim.AdamW: "adamw"}
+
+
+class FusedStep:
+    """Local steps of exactly torch.optim.SGD or AdamW by one kernel, wherever that can do what torch would.
+
+    State stays in the optimizer's `state`, in torch's format; the step that makes it is torch's own.
+
+    Args:
+        optimizer_class: the class of the wrapped optimizer, one of `ALGORITHMS`.
+    """
+
+    def __init__(self, optimizer_class: type) -> None:
+        self._algorithm = ALGORITHMS[optimizer_class]
+        self._params: list[Tensor] = []
+        self._targets: tuple[Layout, Center, int] | None = None
+        self._norms = torch.empty(0)
+
+    def step(
+        self, optimizer: Any, layout: Layout, center: Center, pull: float, with_norms: bool
+    ) -> tuple[bool, Tensor | None]:
+        """One local step of all parameters.
+
+        Args:
+            optimizer: has `param_groups` and `state`, and `grad_scale` and `found_inf` where GradScaler left them.
+            layout, center: of the averaged parameters.
+            pull: toward the centre, from 0 to 1.
+            with_norms: whether norms are wanted.
+
+        Returns:
+            Whether the step was made: if not, nothing has changed and torch must make it. And the gradients' norms as
+            in `Layout.grad_norms`, −1 throughout after an overflow.
+        """
+        hyperparameters: list[Any] = [_hyperparameters(self._algorithm, group) for group in optimizer.param_groups]
+        if None in hyperparameters:
+            return False, None
+        self._prepare(optimizer.param_groups, layout, center)
+        made = self._table.step(
+            optimizer.state,
+            hyperparameters,
+            pull,
+            self._norms if with_norms else None,
+            _on(layout.device, getattr(optimizer, "grad_scale", None)),
+            _on(layout.device, getattr(optimizer, "found_inf", None)),
+        )
+        return made, layout.by_layer(self._norms) if made and with_norms else None
+
+    def _prepare(self, param_groups: list[dict[str, Any]], layout: Layout, center: Center) -> None:
+        """Build what is looked up once, anew where parameters, layout or centre are others."""
+        params = chain.from_iterable(group["params"] for group in param_groups)
+        count = sum(len(group["params"]) for group in param_groups)
+        if count != len(self._params) or not all(map(operator.is_, params, self._params)):
+            self._params = [param for group in param_groups for param in group["params"]]
+            groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
+            self._table = ops.StepTable(self._algorithm, self._params, groups)
+            self._targets = None
+        targets = (layout, center, center.version)
+        if self._targets is None or self._targets != targets:
+            self._set_targets(layout, center)
+            self._targets = targets
+
+    def _set_targets(self, layout: Layout, center: Center) -> None:
+        row_of = {id(parameter): row for row, parameter in enumerate(layout.parameters)}
+        parts, strides = center.parts(), layout.wire_strides()
+        rows = [row_of.get(id(parameter), -1) for parameter in self._params]
+        self._table.set_targets(
+            rows,
+            [None if row < 0 else parts[row] for row in rows],
+            [
+                parameter.stride() if row < 0 else strides[row]
+                for row, parameter in zip(rows, self._params, strict=True)
+            ],
+        )
+        is_wide = any(parameter.dtype == torch.float64 for parameter in layout.parameters)
+        dtype = torch.float64 if is_wide else torch.float32
+        self._norms = torch.full((len(layout.parameters),), NO_GRADIENT, dtype=dtype, device=layout.device)
+
+
+def _hyperparameters(algorithm: str, group: dict[str, Any]) -> SgdHyperparameters | AdamwHyperparameters | None:
+    """Those of a param group; None if a setting is in use that the kernels do not have."""
+    if group["differentiable"] or group.get("amsgrad"):
+        return None
+    if algorithm == "sgd":
+        return SgdHyperparameters(
+            group["lr"], group["momentum"], group["dampening"], group["weight_decay"], group["nesterov"],
+            group["maximize"],
+        )  # fmt: skip
+    beta1, beta2 = group["betas"]
+    if isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+        return None
+    return AdamwHyperparameters(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["maximize"])
+
+
+def _on(device: torch.device, number: Tensor | float | None) -> Tensor | None:
+    # Without any gradient GradScaler's sum over devices is the integer 0.
+    return None if number is None else torch.as_tensor(number, dtype=torch.float32, device=device)
