@@ -73,6 +73,7 @@ class Worker:
         """Stand where a new run starts; the next step meets the other ranks anew."""
         self._abandon()
         self.steps = self.since_round = self.rounds = 0
+        self._behind = 0  # steps that the others took before the last meeting, and this rank has still to take
         self.last_round: RoundReport | None = None
         self._layout: Layout | None = None
         self._distance: Tensor | None = None
@@ -137,7 +138,9 @@ class Worker:
             self._finish(*self._under_way.pop(0))
         due = self._settings.schedule.due(self.since_round)
         self.since_round %= self._settings.period
-        if due is not None and self.active:
+        if self._behind:  # what was due at such a step has taken place
+            self._behind -= 1
+        elif due is not None and self.active:
             self._round(due)
 
     # What happens now and then.
@@ -270,7 +273,8 @@ class Worker:
         if rank in meeting.adopting:
             self._estimate.restart()
             self.steps, self.rounds = place.steps, place.rounds
-            self.since_round = place.since_round - meeting.behind(rank)
+            self._behind = meeting.behind(rank)
+            self.since_round = (place.since_round - self._behind) % self._settings.period
         if place.has_center:
             self._center.adopt_(rank == meeting.leader, self._communicator)
         else:
