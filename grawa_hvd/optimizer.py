@@ -167,7 +167,7 @@ def _wrapper_of(wrapped: Any) -> Any:
         @property
         def rounds(self) -> int:
             """Completed rounds."""
-            return self._worker.rounds
+            return self._worker.completed
 
         @property
         def last_round(self) -> RoundReport | None:

@@ -69,6 +69,11 @@ class Worker:
         """Whether there are other workers to average with."""
         return self._communicator.active
 
+    @property
+    def completed(self) -> int:
+        """Rounds that are over; `rounds` counts those under way too."""
+        return self.rounds - len(self._under_way)
+
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
         self._abandon()
