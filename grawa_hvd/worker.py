@@ -204,6 +204,9 @@ class Worker:
         report.step = step - (0 if round_.within_host else self._settings.overlap)
         if round_.diverged:
             self._reset_optimizer()
+            self._estimate.restart()  # from what it saw while the round was under way
+            if not round_.within_host:
+                self._center.pull_(1.0)  # the other fragments too: one left at NaN would soon poison this one again
         if not round_.within_host:
             self._distance, self.last_round = distance, report
         if self._on_round is not None:
