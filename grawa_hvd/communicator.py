@@ -164,16 +164,19 @@ class Communicator:
         rows = self.gather(row, f"{what}.bytes").to(torch.uint8)
         return [bytes(rows[rank, :length].tolist()) for rank, length in enumerate(lengths.tolist())]
 
-    def sum_async_(self, buffer: Tensor, what: str, exact: bool = False) -> Sum:
+    def sum_async_(self, buffer: Tensor, what: str, exact: bool = False, overlapped: bool = False) -> Sum:
         """Start the sum of `buffer` over the workers, in place; a rank that has joined counts as zeros.
 
         Args:
             buffer: flat, of floating point.
             what: the collective's name; the same on every rank.
             exact: leave a compressor of the user's out.
+            overlapped: other things happen, here and on other ranks, before the sum is waited for.
         """
         name = f"{self._prefix}.{what}"
         if buffer.dtype == torch.bfloat16:
+            if overlapped:
+                return _CompressedSum(buffer, name, self._process_set, _Widened)
             return _PiecewiseSum(buffer, name, self._process_set)
         plain = exact or self.halves
         return _CompressedSum(buffer, name, self._process_set, Compression.none if plain else self._compression)
@@ -195,6 +198,18 @@ class _CompressedSum:
         result = self._compression.decompress(hvd.synchronize(self._handle), self._context)
         if result.data_ptr() != self._buffer.data_ptr():
             self._buffer.copy_(result)
+
+
+class _Widened:
+    """bfloat16, which Horovod refuses, as float32: for a sum that must be on its way at once, whatever it needs."""
+
+    @staticmethod
+    def compress(tensor: Tensor) -> tuple[Tensor, torch.dtype]:
+        return tensor.float(), tensor.dtype
+
+    @staticmethod
+    def decompress(tensor: Tensor, context: torch.dtype) -> Tensor:
+        return tensor.to(context)
 
 
 class _PiecewiseSum:

@@ -46,6 +46,7 @@ class Center:
         self._layout = layout
         self._momentum = outer_momentum
         self._halves = halves
+        self._overlapped = overlapped
         self._in_place = not (outer_momentum or halves or overlapped)
         self._kept = {"center": [bucket.new_buffer() for bucket in layout.buckets]}
         if outer_momentum:
@@ -99,7 +100,8 @@ class Center:
         else:
             differences = center.clone()
         bucket.table.pack(own, differences, base=differences)
-        return Underway(number, communicator.sum_async_(differences, bucket.name), differences)
+        sum_ = communicator.sum_async_(differences, bucket.name, overlapped=self._overlapped)
+        return Underway(number, sum_, differences)
 
     def move_(self, underway: Underway) -> None:
         """Let a bucket's centre be what its sum, which has come, says."""
