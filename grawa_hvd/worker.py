@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grawa_hvd.agreement import Progress, Terms
 from grawa_hvd.averaging import Observed
-from grawa_hvd.communicator import Communicator
+from grawa_hvd.communicator import Communicator, HostGroup
 from grawa_hvd.companion import Companion, is_fit_for_companion
 from grawa_hvd.consensus import Center, plain_mean
 from grawa_hvd.errors import AllWorkersDivergedError
@@ -58,7 +58,7 @@ class Worker:
         self._observes = settings.averaging.uses_gradients and isinstance(settings.scores, LocalScores)
         self._proximity = settings.proximity / settings.period
         self._on_round = on_round
-        self._host = communicator.within_host() if settings.schedule.local_period and communicator.active else None
+        self._host: HostGroup | None = None
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
@@ -187,8 +187,12 @@ class Worker:
 
     def _host_round(self, meeting: Meeting, phases: Phases) -> Round | None:
         """A round of this host's workers, if all of them are there and any has not diverged."""
+        if self._host is None:
+            if len(meeting.present) < meeting.size:  # who is where, all workers must tell each other
+                return None
+            self._host = self._communicator.within_host()
         host = self._host
-        if host is None or len(host.workers) == 1 or not set(host.workers) <= set(meeting.present):
+        if len(host.workers) == 1 or not set(host.workers) <= set(meeting.present):
             return None
         if not meeting.usable[host.workers].any():
             return None
