@@ -3,7 +3,8 @@
 Bytes that must move, B = the bytes of the parameters, and so the floor of each operation's time:
 - norms: B (read g) at the bandwidth of a plain sum of B bytes;
 - pack: 2 B (read x, write out) at the bandwidth of a plain copy;
-- blend: 3 B (read x, read c, write x) at the bandwidth of a plain copy.
+- blend: 3 B (read x, read c, write x) at the bandwidth of a plain copy;
+- sgd_step: 6 B (read x, g, c, momentum; write x, momentum), adamw_step: 8 B (one moment more), likewise.
 GB/s are always these bytes over the time, so a way that moves more of them (a temporary, a write that fetches the line
 first) shows fewer. "Share" is GB/s over the limit's, measured beside it.
 

@@ -1,7 +1,7 @@
 """What `benchmarks.kernels` times: for each operation our kernels, their peers, and the limit set by memory.
 
-A class is one operation on one set of buffers. To add one (a fused local step): a class with `rows` and `error`, and
-its entry in OPERATIONS.
+A class is one operation on one set of buffers. To add one: a class with `rows` and `error`, and its entry in
+OPERATIONS.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.models import Shape
 from grawa_hvd import ops
 
 PULL = 0.5
+LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,129 @@ class Blend:
             param.add_(self.center[begin:end].view_as(param) - param, alpha=PULL)
 
 
-OPERATIONS: dict[str, type[Operation]] = {"norms": Norms, "pack": Pack, "blend": Blend}
+class LocalStep:
+    """The update of a torch optimizer, the pull toward the center, and the gradient norms; a subclass names which.
+
+    The peers are torch's own step (fused or foreach) with foreach_lerp_ and foreach_norm behind it, and what the
+    authors do: the step, and then for each layer `norm().item()` and the pull. The limit is a plain copy.
+    """
+
+    algorithm: Literal["sgd", "adamw"]
+    words: int  # per element: what must be read and written
+    fuses_half_types = True
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
+        self.params = [_noise(shape, dtype, device) for shape in shapes]
+        self.ranges = _ranges(self.params)
+        self.center = _noise((self.ranges[-1][1],), dtype, device).roll(1)
+        self.views = [self.center[a:b].view(s) for (a, b), s in zip(self.ranges, shapes, strict=True)]
+        self.flat = torch.empty_like(self.center)
+        self.norms = torch.empty(len(shapes), device=device)
+        for param in self.params:
+            param.grad = _noise((param.numel() + 1,), dtype, device)[1:].clone().view(param.shape)
+        self.grads = [param.grad for param in self.params if param.grad is not None]
+        self.fused, self.foreach = self.optimizer(fused=True), self.optimizer(foreach=True)
+        self.foreach.step()  # makes the state
+        for param, state in self.foreach.state.items():
+            # The counts of the fused step are on the device.
+            self.fused.state[param] = {k: v.clone().to(device) if k == "step" else v for k, v in state.items()}
+        self.table = ops.StepTable(self.algorithm, self.params, [0] * len(shapes))
+        self.table.set_targets(
+            range(len(shapes)), [view.view(-1) for view in self.views], [param.stride() for param in self.params]
+        )
+
+    def optimizer(self, **kind: bool) -> torch.optim.Optimizer:
+        """One over the parameters."""
+        raise NotImplementedError
+
+    def hyperparameters(self) -> list[Any]:
+        """Those of the optimizer, for the table."""
+        raise NotImplementedError
+
+    def rows(self) -> list[Row]:
+        size = _bytes(self.params)
+        moved, param = self.words * size, self.params[0]
+        fused = Row("fused step + foreach", "peer", moved, lambda: self._by_foreach(self.fused))
+        # On the CPU torch 2.12 and 2.13 leave most elements of half types without an update (pytorch#191763).
+        is_broken = param.device.type == "cpu" and param.dtype.itemsize == 2 and not self.fuses_half_types
+        return [
+            Row("StepTable", "ours", moved, self._by_table),
+            *([] if is_broken else [fused]),
+            Row("foreach step + foreach", "peer", moved, lambda: self._by_foreach(self.foreach)),
+            Row("authors: layer by layer", "peer", moved, self._by_layer),
+            Row("plain copy", "limit", 2 * size, lambda: self.flat.copy_(self.center)),
+        ]
+
+    def error(self, row: Row) -> float:
+        if row.role == "limit":
+            row.call()
+            return _deviation(self.flat, self.center)
+        wide = [param.double() for param in self.params]
+        twin = self.optimizer(foreach=True)
+        twin.param_groups[0]["params"] = wide
+        for param, copy, grad in zip(self.params, wide, self.grads, strict=True):
+            copy.grad = grad.double()
+            state = self.foreach.state[param]
+            twin.state[copy] = {key: value.double() if value.dim() else value.clone() for key, value in state.items()}
+        twin.step()
+        for copy, view in zip(wide, self.views, strict=True):
+            copy.lerp_(view.double(), PULL)
+        row.call()
+        scale = self.center.double().abs().max()
+        return max(_deviation(new, goal, scale) for new, goal in zip(self.params, wide, strict=True))
+
+    def _by_table(self) -> None:
+        # The optimizer's `state` is torch's defaultdict.
+        if not self.table.step(self.foreach.state, self.hyperparameters(), PULL, self.norms):
+            raise RuntimeError("StepTable leaves this step to torch")
+
+    def _by_foreach(self, optimizer: torch.optim.Optimizer) -> None:
+        torch._foreach_norm(self.grads)
+        optimizer.step()
+        torch._foreach_lerp_(self.params, self.views, PULL)
+
+    def _by_layer(self) -> None:
+        for grad in self.grads:
+            grad.norm().item()
+        self.foreach.step()
+        for param, view in zip(self.params, self.views, strict=True):
+            param.add_(view - param, alpha=PULL)
+
+
+class SgdStep(LocalStep):
+    """SGD with momentum: reads x, g, the momentum and c, writes x and the momentum."""
+
+    algorithm = "sgd"
+    words = 6
+    fuses_half_types = False
+
+    def optimizer(self, **kind: bool) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.params, lr=LR, momentum=0.9, weight_decay=1e-4, **kind)
+
+    def hyperparameters(self) -> list[Any]:
+        return [ops.SgdHyperparameters(LR, 0.9, 0.0, 1e-4, False, False)]
+
+
+class AdamwStep(LocalStep):
+    """AdamW: reads x, g, both moments and c, writes x and both moments."""
+
+    algorithm = "adamw"
+    words = 8
+
+    def optimizer(self, **kind: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.params, lr=LR, eps=1e-4, **kind)
+
+    def hyperparameters(self) -> list[Any]:
+        return [ops.AdamwHyperparameters(LR, 0.9, 0.999, 1e-4, 0.01, False)]
+
+
+OPERATIONS: dict[str, type[Operation]] = {
+    "norms": Norms,
+    "pack": Pack,
+    "blend": Blend,
+    "sgd_step": SgdStep,
+    "adamw_step": AdamwStep,
+}
 
 
 def _noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

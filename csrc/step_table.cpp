@@ -70,12 +70,13 @@ StepTable::StepTable(const std::string& algorithm, std::vector<at::Tensor> param
   for (size_t i = 0; i < params.size(); ++i) {
     TORCH_CHECK(groups[i] >= 0, "groups[", i, "] is ", groups[i], ": it must be at least 0");
     group_count_ = std::max(group_count_, groups[i] + 1);
-    params_.push_back({params[i], groups[i], std::nullopt, {}});
+    params_.push_back({params[i], groups[i], -1, std::nullopt, {}});
   }
 }
 
 void StepTable::set_targets(std::vector<int64_t> norm_rows, std::vector<OptionalTensor> centers,
                             std::vector<std::vector<int64_t>> wire_strides) {
+  const auto locked = lock();
   const auto check_count = [&](size_t count, const char* name) {
     TORCH_CHECK(count == params_.size(), name, " has ", count, " entries: one per parameter, ", params_.size(),
                 ", is needed");
@@ -92,11 +93,18 @@ void StepTable::set_targets(std::vector<int64_t> norm_rows, std::vector<Optional
   }
   norm_count_ = 0;
   for (size_t i = 0; i < params_.size(); ++i) {
-    layers_[i].norm_row = norm_rows[i];
+    params_[i].norm_row = norm_rows[i];
     norm_count_ = std::max(norm_count_, norm_rows[i] + 1);
     params_[i].center = std::move(centers[i]);
     params_[i].wire_strides = std::move(wire_strides[i]);
   }
+}
+
+// To wait for the other thread would be to wait, with the GIL, for one that needs it.
+std::unique_lock<std::mutex> StepTable::lock() {
+  std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+  TORCH_CHECK(lock.owns_lock(), "another thread is making a step of this StepTable");
+  return lock;
 }
 
 StepTable::Group StepTable::read_group(py::handle values, size_t index) const {
@@ -104,7 +112,7 @@ StepTable::Group StepTable::read_group(py::handle values, size_t index) const {
               "] must be a tuple of 6");
   Group group;
   PyObject* lr = PyTuple_GET_ITEM(values.ptr(), 0);
-  if (THPVariable_Check(lr) && !THPVariable_Unpack(lr).is_cpu()) {
+  if (!device_.is_cpu() && THPVariable_Check(lr) && THPVariable_Unpack(lr).device() == device_) {
     const at::Tensor& tensor = THPVariable_Unpack(lr);
     TORCH_CHECK(tensor.numel() == 1 && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble),
                 "lr of hyperparameters[", index, "] must be one float32 or float64");
@@ -140,8 +148,7 @@ void StepTable::check_tensors(double pull, const StepTensors& tensors) const {
 
 bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters, double pull,
                      const StepTensors& tensors) {
-  const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-  TORCH_CHECK(lock.owns_lock(), "another thread is making a step of this StepTable");
+  const auto locked = lock();
   read_groups(hyperparameters);
   for (const Param& param : params_) {
     // Moved, or on several devices.
@@ -167,6 +174,7 @@ bool StepTable::gather(size_t index, double pull, const StepTensors& tensors) {
   StepLayer& layer = layers_[index];
   if (!is_plain(tensor) || tensor.numel() != numels_[index]) return false;
   layer.param = write_span(tensor);
+  layer.norm_row = tensors.norms.has_value() ? param.norm_row : -1;
   layer.center = Span();
   layer.pull.value = 0;
   if (pull != 0 && param.center.has_value()) {
@@ -210,7 +218,8 @@ bool StepTable::gather_state(size_t index) {
 }
 
 bool StepTable::shares_memory_now(bool writes_grads) {
-  bool has_moved = places_.size() != 6 * layers_.size();
+  bool has_moved = places_.size() != 6 * layers_.size() || writes_grads != wrote_grads_;
+  wrote_grads_ = writes_grads;
   places_.resize(6 * layers_.size());
   for (size_t i = 0; i < layers_.size(); ++i) {
     const StepLayer& layer = layers_[i];

@@ -35,6 +35,7 @@ class StepTable {
   struct Param {
     at::Tensor tensor;
     int64_t group;
+    int64_t norm_row = -1;
     OptionalTensor center;
     std::vector<int64_t> wire_strides;
   };
@@ -43,6 +44,7 @@ class StepTable {
     StepRule rule;
   };
 
+  std::unique_lock<std::mutex> lock();
   Group read_group(pybind11::handle values, size_t index) const;
   void read_groups(const pybind11::sequence& hyperparameters);
   void check_tensors(double pull, const StepTensors& tensors) const;
@@ -62,6 +64,7 @@ class StepTable {
   StateCache state_;
   std::vector<StepLayer> layers_;
   std::vector<const void*> places_;  // what the last step touched, which did not share memory
+  bool wrote_grads_ = false;         // it, too
   std::unique_ptr<Stepper> stepper_;
   std::mutex mutex_;
 };

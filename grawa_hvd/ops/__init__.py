@@ -121,7 +121,7 @@ def sgd_step_(
         center: the flat center in the order of `pack`, shape [elements of all params], contiguous. With `pull` only.
         pull: the pull of each parameter, shape [params], float32 or float64, in [0, 1].
         norms: if given, receives the Frobenius norms of the gradients, unscaled, before weight decay: shape [params],
-            float32 or float64, bitwise those of `layer_norms`.
+            float32 or float64, bitwise those of `layer_norms` where a gradient lies in its parameter's order.
         grad_scale: as GradScaler leaves it on an optimizer: one float32 or float64.
         found_inf: likewise; above 0 the gradients overflowed: parameters are pulled but not updated, gradients and
             state stay as they are, and the norms are -1.

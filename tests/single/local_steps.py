@@ -1,4 +1,4 @@
-"""What the tests of the fused local steps share: tensors of every layout, and torch's own optimizers to compare with."""
+"""What the tests of the local steps share: tensors of every layout, and torch's own optimizers to compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
 
 def layouts(dtype: torch.dtype, device: str, seed: int = 0) -> list[Tensor]:
-    """Tensors that no kernel may confuse: dense in several orders, with gaps, unaligned, empty, 0-dim, several chunks."""
+    """Several chunks, dense in several orders, unaligned, with gaps, 0-dim, empty."""
     memory = values(3000, dtype, device, seed)
     image = values(2 * 3 * 5 * 5, dtype, device, seed + 1).view(2, 3, 5, 5)
     return [

@@ -40,7 +40,7 @@ def test_is_as_exact_as_torch(device: str, dtype: torch.dtype, function: Any, se
     start = layouts(dtype, device)
 
     def factory(params: list[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(params, lr=0.05, foreach=False, **setting)
+        return torch.optim.AdamW(params, lr=0.0625, foreach=False, **setting)
 
     wanted, theirs = by_torch(factory, start, torch.float64), by_torch(factory, start, dtype)
     first = by_torch(factory, start, dtype, steps=1)  # torch's own first step makes the state
@@ -50,7 +50,11 @@ def test_is_as_exact_as_torch(device: str, dtype: torch.dtype, function: Any, se
     state = [first.state(key) for key in ("exp_avg", "exp_avg_sq", "step")]
     center, _ = flat_center(params)
     pull = torch.full((len(params),), PULL, dtype=torch.float64, device=device)
-    lrs = [torch.tensor(0.05), torch.tensor(0.05, dtype=torch.float64, device=device), torch.full_like(pull, 0.05)]
+    lrs = [
+        torch.tensor(0.0625),
+        torch.tensor(0.0625, dtype=torch.float64, device=device),
+        torch.full_like(pull, 0.0625),
+    ]
     for step in range(1, STEPS):
         grads, norms = gradients(params, step), torch.empty(len(params), device=device)
         function(params, grads, *state, lrs[step % 3], *arguments_of(setting), center=center, pull=pull, norms=norms)

@@ -12,7 +12,7 @@ from devices import DEVICES
 
 from benchmarks import kernels
 from benchmarks.models import MODELS, numel
-from benchmarks.operations import OPERATIONS, Blend, Norms, Operation, Pack
+from benchmarks.operations import OPERATIONS, AdamwStep, Blend, LocalStep, Norms, Operation, Pack, SgdStep
 
 TINY = [(3, 5), (1,), (70,)]
 
@@ -49,7 +49,7 @@ def test_measures_every_way_and_writes_table_figures_and_plot(
     assert results["cpu"]
     assert str(tmp_path) not in figures.read_text()
     cells = [(cell["model"], cell["operation"], cell["threads"]) for cell in results["cells"]]
-    assert cells == [(model, name, 1) for model in ("tiny500", "resnet20") for name in ("norms", "pack", "blend")]
+    assert cells == [(model, name, 1) for model in ("tiny500", "resnet20") for name in OPERATIONS]
     printed = capsys.readouterr().out
     for cell in results["cells"]:
         roles = [row["role"] for row in cell["rows"]]
@@ -89,6 +89,8 @@ def _no_pull(*_arguments: object) -> None:
         (Norms, "_foreach_norm", _wrong_norms),
         (Pack, "_foreach_mul", _nan_product),
         (Blend, "_foreach_lerp_", _no_pull),
+        (SgdStep, "_foreach_lerp_", _no_pull),
+        (AdamwStep, "_foreach_lerp_", _no_pull),
     ],
 )
 def test_a_wrong_result_is_refused(
@@ -96,8 +98,9 @@ def test_a_wrong_result_is_refused(
 ) -> None:
     buffers = operation(TINY, torch.float32, torch.device("cpu"))
     monkeypatch.setattr(torch, peer, wrong)
+    kind = "fused step" if issubclass(operation, LocalStep) else "foreach"
     name = next(name for name, value in OPERATIONS.items() if value is operation)
-    with torch.no_grad(), pytest.raises(kernels.WrongResultError, match=f"{name}, foreach"):
+    with torch.no_grad(), pytest.raises(kernels.WrongResultError, match=f"{name}, {kind}"):
         kernels.check(name, buffers, torch.float32)
 
 
