@@ -10,7 +10,7 @@ NP ?= 2 4
 ARGS ?=
 OUT ?= benchmarks/results/round_loopback
 
-.PHONY: help demo bench-kernels bench-round test lint format cuda-check clean
+.PHONY: help demo cluster bench-kernels bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,13 @@ demo: ## train on handwritten digits with 4 workers; ARGS="..." goes to examples
 	@$(SETUP) examples
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 \
 	  $(BIN)/horovodrun -np 4 -H localhost:4 $(BIN)/python examples/digits.py $(ARGS)
+
+cluster: ## the demo on 12 workers, 4 on each of 3 hosts (network namespaces, 1 Gbit/s); needs root; ARGS="..." as for demo
+	@$(SETUP) examples
+	scripts/cluster up --hosts 3 --rate 1gbit || exit 1; trap 'scripts/cluster down' EXIT; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/cluster exec --timeout 900 host1 -- \
+	  horovodrun --gloo -np 12 -H host1:4,host2:4,host3:4 --network-interfaces eth0 \
+	  python examples/digits.py --epochs 16 --period 8 $(ARGS)
 
 bench-kernels: ## time the kernels beside PyTorch's own and a plain copy; ARGS="--help" lists the options
 	@$(SETUP) examples
@@ -39,6 +46,10 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests 
 	timeout 600 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
 	timeout 1500 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 800 $(ARGS) || failed=1; \
 	exit $$failed
+
+cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
+	@$(SETUP) test examples
+	timeout 1500 $(BIN)/python -m pytest tests/cluster -rs $(ARGS)
 
 lint: ## ruff, mypy and clang-format, changing nothing
 	@$(SETUP) lint

@@ -15,7 +15,7 @@ from .state import load_ready
 from .system import ClusterError, require_root, tool, uninterrupted
 
 TIMED_OUT = 124
-# Many ranks share this machine's cores: one thread each, and patience with those that start last. What is set already stays.
+# What is not set already. Many ranks share this machine's cores: one thread each, and patience with the last to start.
 DEFAULTS = {
     "OMP_NUM_THREADS": "1",
     "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",

@@ -98,9 +98,7 @@ def counters(host: str) -> dict[str, int]:
     [link] = json.loads(run("ip", "-n", host, "-s", "-j", "link", "show", INTERFACE))
     statistics = link["stats64"]
     return {
-        f"{way}_{what}": int(statistics[way][what])
-        for way in ("rx", "tx")
-        for what in ("bytes", "packets", "dropped")
+        f"{way}_{what}": int(statistics[way][what]) for way in ("rx", "tx") for what in ("bytes", "packets", "dropped")
     }
 
 

@@ -45,7 +45,7 @@ def of_run(token: str) -> list[int]:
 
 
 def end(find: Callable[[], list[int]], seconds: float = SECONDS_TO_END) -> None:
-    """Ask all processes to end that `find` names, and kill those that still run, or have been started, after `seconds`."""
+    """Ask the processes that `find` names to end, and kill what it names after `seconds`."""
     _signal(find(), signal.SIGTERM)
     if _gone(find, seconds):
         return

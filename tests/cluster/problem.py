@@ -1,7 +1,7 @@
 """What the 12 workers learn: handwritten digits, from pairs of neighbouring pixels, by logistic regression.
 
-An image of 8 × 8 pixels with values 0 to 16 has 56 pairs (left, right), and each selects one of 17 × 17 weights a class:
-163 000 parameters, enough that a round is most of what is on the wire, in sums of 57 terms. The loss is convex and a
+An image of 8 × 8 pixels with values 0 to 16 has 56 pairs (left, right); each selects one of 17 × 17 weights a class:
+161 850 parameters, enough that a round is most of what is on the wire, in sums of 57 terms. The loss is convex and a
 step of at most 2 / L is a contraction, so that rounding errors add up and do not grow.
 """
 

@@ -27,7 +27,7 @@ TOLERANCE = STEPS * (TERMS**2 / 2 * LEARNING_RATE + 4) * 2.0**-24
 
 @dataclass(frozen=True)
 class Case:
-    """A run: the scheme of the simulation, further arguments of the optimizer, and what an element costs on the wire."""
+    """A run: the scheme of the simulation, more arguments of the optimizer, and what a parameter costs on the wire."""
 
     scheme: Scheme
     options: dict[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+@pytest.fixture(scope="module", params=CASES.values(), ids=list(CASES))
 def outcome(request: pytest.FixtureRequest, cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """Train on 12 ranks, 4 on each host."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -128,7 +128,7 @@ def test_center_is_bitwise_the_same_on_all_hosts(outcome: Outcome) -> None:
 
 
 def test_wire_carries_the_rounds_and_little_else(outcome: Outcome) -> None:
-    """A ring over M ranks, in the order of the hosts: each host's last rank sends 2 (M − 1) / M of a buffer to the next.
+    """A ring of M ranks in the order of the hosts: the last of each sends 2 (M − 1) / M of a buffer to the next host.
 
     To that come a header of 66 bytes for each segment, which holds 1448 bytes or more, and an acknowledgement of 66 for
     each that comes in: 9 % at most. 10 % more is left for what Horovod's ranks tell each other in every cycle.

@@ -61,7 +61,8 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
         torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), model.named_parameters(), **options
     )
-    wire, handed_over, weights = None, 0, []
+    wire, handed_over = None, 0
+    weights: list[np.ndarray[Any, Any]] = []
     for step in range(1, steps + 1):
         chosen = torch.from_numpy(batch_of(len(labels), hvd.rank(), step))
         optimizer.zero_grad()
