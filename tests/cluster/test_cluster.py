@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import succeed
+from machine import succeed
 from problem import CLASSES, FEATURES, LEARNING_RATE, PAIRS, WORKERS, Problem
 from simulation import Parameters, Scheme, Simulation, distance_between
 

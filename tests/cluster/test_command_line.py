@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CLUSTER, ROOT, call
+from machine import CLUSTER, ROOT, call
 
 
 @pytest.mark.parametrize("command", ["up", "exec", "rate", "bytes", "status", "down"])

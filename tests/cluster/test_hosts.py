@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import call, running, start, succeed, wait_for
+from machine import call, running, start, succeed, wait_for
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

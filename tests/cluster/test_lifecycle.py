@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import call, running, start, succeed, traces, wait_for
+from machine import call, running, start, succeed, traces, wait_for
 
 RECORD = Path("/run/grawa-cluster/state.json")
 # What an `up` of three hosts makes, from its first trace to its last.
