@@ -9,7 +9,6 @@ import sys
 
 from . import lifecycle
 from .execute import execute
-from .state import load_ready
 from .system import ClusterError
 
 DESCRIPTION = """\
@@ -65,7 +64,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     elif arguments.command == "bytes":
         print(json.dumps(lifecycle.counters(), indent=1))
     elif arguments.command == "status":
-        print(lifecycle.describe(load_ready()))
+        print(lifecycle.status())
     elif not lifecycle.down():
         print("No cluster is up.")
     return 0

@@ -95,7 +95,7 @@ def down() -> bool:
 def _remove(state: State) -> None:
     with uninterrupted():
         ours = [*state.hosts, SWITCH]
-        processes.end(lambda: [pid for name in ours for pid in processes.of_namespace(name)])
+        processes.end(lambda: ssh.servers() + [pid for name in ours for pid in processes.of_namespace(name)])
         for name in ours:
             network.remove_namespace(name)
         for host in state.hosts:
@@ -131,8 +131,14 @@ def counters() -> dict[str, dict[str, int]]:
     return {host: network.counters(host) for host in load_ready().hosts}
 
 
+def status() -> str:
+    """A line a host of the cluster that is up."""
+    require_root()
+    return describe(load_ready())
+
+
 def describe(state: State) -> str:
-    """A line a host."""
+    """A line a host: name, address, rate, what runs."""
     lines = []
     for host in state.hosts:
         sshd = "sshd runs" if ssh.is_running(state, host) else "NO SSHD"

@@ -33,6 +33,17 @@ def of_namespace(name: str) -> list[int]:
     return [pid for pid in all_processes() if in_namespace(pid, name)]
 
 
+def with_argument(start: str) -> list[int]:
+    """Processes that have an argument which begins so."""
+    mark = b"\0" + start.encode()
+    found = []
+    for pid in all_processes():
+        with suppress(OSError):
+            if mark in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
 def of_run(token: str) -> list[int]:
     """What an `exec` started, on whichever host: the token is in its environment."""
     mark = f"{RUN_VARIABLE}={token}".encode()

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 from .network import hosts_file
-from .processes import RUN_VARIABLE, in_namespace
+from .processes import RUN_VARIABLE, in_namespace, with_argument
 from .state import FOLDER, State
 from .system import ClusterError, run, tool
 
 CLIENT_KEY, HOST_KEY = FOLDER / "client_key", FOLDER / "host_key"
 CLIENT_CONFIG, KNOWN_HOSTS = FOLDER / "ssh_config", FOLDER / "known_hosts"
+SERVER_CONFIG = FOLDER / "sshd_config"
 # First on the PATH of an `exec`: horovodrun calls plain `ssh`.
 PROGRAMS = FOLDER / "bin"
 SECONDS_TO_START = 30.0
@@ -78,7 +79,7 @@ PrintMotd no
 
 def start(state: State, host: str) -> None:
     """Start a host's sshd; it holds the host's name and view of /etc/hosts, which `exec` enters."""
-    config = FOLDER / f"sshd_config.{host}"
+    config = Path(f"{SERVER_CONFIG}.{host}")
     config.write_text(server_config(state, host))
     with log(host).open("wb") as output:
         process = subprocess.Popen(
@@ -103,6 +104,11 @@ def log(host: str) -> Path:
 
 def is_running(state: State, host: str) -> bool:
     return host in state.sshd and in_namespace(state.sshd[host], host)
+
+
+def servers() -> list[int]:
+    """All sshds of the cluster, those included that have not reached their host's namespace yet."""
+    return with_argument(f"{SERVER_CONFIG}.")
 
 
 def enter(state: State, host: str) -> list[str]:

@@ -61,5 +61,5 @@ def traces() -> dict[str, object]:
         "files": sorted(str(path) for folder in folders for path in folder.rglob("*")),
         "folders": [str(folder) for folder in folders[1:] if folder.exists()],
         "interfaces": sorted(os.listdir("/sys/class/net")),
-        "sshd": sorted(pid for pid in running("sshd") + running("-f") if pid in running("/run/grawa-cluster")),
+        "sshd": sorted(running("/run/grawa-cluster/sshd_config")),
     }

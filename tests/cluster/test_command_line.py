@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from machine import CLUSTER, ROOT, call
@@ -41,17 +40,16 @@ def test_exec_needs_a_command() -> None:
     assert "exec needs a command" in refusal("exec", "host1", "--")
 
 
-def test_without_root_one_line_says_so(tmp_path: Path) -> None:
-    command = [shutil.which("python3", path="/usr/bin:/bin") or sys.executable, CLUSTER, "up"]
+@pytest.mark.parametrize("command", ["up", "status", "bytes", "down"])
+def test_without_root_one_line_says_so(command: str) -> None:
+    words = [shutil.which("python3", path="/usr/bin:/bin") or sys.executable, CLUSTER, command]
     if os.geteuid() == 0:
         nobody = shutil.which("setpriv")
         if nobody is None:
             pytest.skip("setpriv is missing: cannot give up root")
-        command = [nobody, "--reuid", "65534", "--clear-groups", *command]
+        words = [nobody, "--reuid", "65534", "--clear-groups", *words]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    finished = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    finished = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     if "Permission denied" in finished.stderr:
         pytest.skip("this checkout cannot be read by other users")
     assert finished.returncode == 1
