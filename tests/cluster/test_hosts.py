@@ -78,7 +78,8 @@ def names(pids: list[int]) -> list[str]:
     return found
 
 
-MEGABYTES, MEGABITS = 5, 10
+# Slow enough that a loaded machine, on which ssh alone takes seconds, is still faster without a limit.
+MEGABYTES, MEGABITS = 5, 5
 # The bucket is 131 kB, and lets that pass at once.
 SECONDS = (MEGABYTES * 8e6 - 8 * (1 << 17)) / (MEGABITS * 1e6)
 
@@ -110,5 +111,6 @@ def test_counters_count_what_was_sent() -> None:
     sent = after["host2"]["tx_bytes"] - before["host2"]["tx_bytes"]
     received = after["host3"]["rx_bytes"] - before["host3"]["rx_bytes"]
     # ssh and TCP add headers: 4.6 % at the smallest segments, and less than 50 kB to begin with.
-    assert MEGABYTES * 1e6 < received <= sent < MEGABYTES * 1.06e6 + 5e4
+    most = MEGABYTES * 1.06e6 + 5e4
+    assert MEGABYTES * 1e6 < received < most and MEGABYTES * 1e6 < sent < most
     assert after["host1"]["tx_bytes"] - before["host1"]["tx_bytes"] < 1e4
