@@ -1,249 +1,133 @@
 #!/usr/bin/env python3
-"""Compile the CUDA kernels on a machine without a GPU, load them, and show what each takes: registers, stack, spills.
+"""Compile the CUDA kernels on a machine without a GPU, and show what each takes: registers, stack, spills.
 
-Needs nvcc; without it this says so and succeeds. The first run makes an environment of its own with a CUDA build of
-PyTorch: some 3 GB of download, 5 GB on the disk, two to ten minutes. Then the whole extension is built in a temporary
-copy of the tree (five to twenty minutes on two cores), imported, and put through the tests of the kernels on the CPU.
-A build of the same sources is not repeated. TORCH_CUDA_ARCH_LIST chooses the architectures; the default is all that
-nvcc knows of those that setup.py lists. Any spilled register is an error.
+Needs nvcc; without it this says so and succeeds. Downloads nothing: what csrc/cuda includes of PyTorch is in its CPU
+builds too, so this runs in the environment of the tests, in two to four minutes on two cores. TORCH_CUDA_ARCH_LIST
+chooses the architectures (default: 9.0+PTX); the sources and flags are those of setup.py. Errors are: what does not
+compile, a spilled register, and a function of absent.cpp, which stands in for the kernels in CPU builds, that the
+kernels do not define. Linking and loading take a CUDA build of PyTorch: that is cuda_load.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from distutils.core import run_setup  # setuptools provides it, to read a setup.py
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import setup_environment
+import ptxas
+from toolkit import find_toolkit
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
-# The PyTorch whose CUDA is that of nvcc here: 13.0.
-TORCH = "2.11.0"
-TESTS = ["layer_norms", "pack", "blend", "layer_table"]
-RESULT = "cuda-check.json"
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What one kernel takes on one architecture, as ptxas tells it."""
-
-    kernel: str
-    architecture: str
-    registers: int
-    stack: int
-    spills: int
-    shared: int
+ABSENT = "csrc/cuda/absent.cpp"
+ARCHITECTURES = "9.0+PTX"
 
 
 def fail(message: str) -> NoReturn:
     sys.exit(f"cuda_check: {message}")
 
 
-def find_toolkit() -> Path | None:
-    """The folder of the CUDA toolkit, asked of nvcc itself: on PATH there may be a wrapper."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        return None
-    told = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
-    return toolkit_of(told) or Path(nvcc).resolve().parent.parent
+def code_flags(architectures: str) -> list[str]:
+    """nvcc's flags for a list as in TORCH_CUDA_ARCH_LIST, numbers alone: `8.0;9.0+PTX`."""
+    flags = []
+    for name in re.split(r"[;\s]+", architectures.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if found is None:
+            fail(f"TORCH_CUDA_ARCH_LIST={architectures!r}: {name!r} is not of the form 9.0 or 9.0+PTX")
+        number = found[1] + found[2]
+        codes = [f"sm_{number}", *([f"compute_{number}"] if found[3] else [])]
+        flags += [f"-gencode=arch=compute_{number},code={code}" for code in codes]
+    return flags
 
 
-def toolkit_of(dryrun: str) -> Path | None:
-    top = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
-    return Path(os.path.normpath(top.group(1).strip())) if top else None
+def read_extension(toolkit: Path) -> Any:
+    """The extension as setup.py describes it for a CUDA build."""
+    os.environ["FORCE_CUDA"] = "1"
+    cpp_extension.CUDA_HOME = str(toolkit)  # which a CPU build of PyTorch leaves out
+    os.chdir(ROOT)
+    return run_setup("setup.py", stop_after="init").ext_modules[0]
 
 
-def usages(log: str) -> list[Usage]:
-    """The kernels in the output of `nvcc -Xptxas -v`, under mangled names. Lines of other compilers are ignored."""
-    found = []
-    pattern = re.compile(
-        r"Compiling entry function '(?P<kernel>\S+)' for '(?P<architecture>\w+)'.*?"
-        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-        r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-        re.DOTALL,
-    )
-    for match in pattern.finditer(log):
-        shared = re.search(r"(\d+) bytes smem", match["rest"])
-        found.append(
-            Usage(
-                kernel=match["kernel"],
-                architecture=match["architecture"],
-                registers=int(match["registers"]),
-                stack=int(match["stack"]),
-                spills=int(match["stores"]) + int(match["loads"]),
-                shared=int(shared.group(1)) if shared else 0,
-            )
-        )
-    return found
+def commands(extension: Any, toolkit: Path, objects: Path, architectures: str) -> dict[str, list[str]]:
+    """Source of csrc/cuda → the command that compiles it; absent.cpp is one of them."""
+    cxx, nvcc = (extension.extra_compile_args[name] for name in ("cxx", "nvcc"))
+    # The file that this macro leaves out is the one that CPU builds of torch lack: it tells apart how Windows links.
+    common = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", *(f"-I{include}" for include in extension.include_dirs)]
+    standard = next(flag for flag in cxx if flag.startswith("-std="))
+    for_cpp = [os.environ.get("CXX", "g++"), "-fPIC", *cxx, *common]
+    for_cu = [str(toolkit / "bin" / "nvcc"), *cpp_extension.COMMON_NVCC_FLAGS, *nvcc, standard, *common]
+    for_cu += ["-Xcompiler=-fPIC", "-Xptxas=-v", *code_flags(architectures)]
+    sources = [name for name in extension.sources if name.startswith("csrc/cuda/")]
+    return {
+        name: [*(for_cu if name.endswith(".cu") else for_cpp), "-c", name, "-o", str(object_of(name, objects))]
+        for name in [*sources, ABSENT]
+    }
 
 
-def demangled(names: Iterable[str]) -> dict[str, str]:
-    """Mangled → short readable name; the mangled one where no c++filt is found."""
-    names = sorted(set(names))
-    tool = shutil.which("c++filt")
-    if tool is None or not names:
-        return {name: name for name in names}
-    told = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    return {name: short_name(line) for name, line in zip(names, told.splitlines(), strict=True)}
+def object_of(source: str, objects: Path) -> Path:
+    return objects / f"{Path(source).name}.o"
 
 
-def short_name(signature: str) -> str:
-    """`void grawa::cuda::(anonymous namespace)::f<c10::Half, true>(View, ...)` → `f<Half, true>`."""
-    name = signature.replace("(anonymous namespace)::", "").replace("(bool)1", "true").replace("(bool)0", "false")
-    depth = 0
-    for place, letter in enumerate(name):
-        depth += (letter == "<") - (letter == ">")
-        if letter == "(" and depth == 0:
-            name = name[:place]
-            break
-    name = name.removeprefix("void ")
-    return re.sub(r"\b\w+::", "", name)
+def compile_all(wanted: dict[str, list[str]]) -> str:
+    """Run the commands, some at a time. Returns what they printed."""
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+
+    jobs = int(os.environ.get("MAX_JOBS", os.cpu_count() or 2))
+    with ThreadPoolExecutor(jobs) as pool:
+        finished = dict(zip(wanted, pool.map(run, wanted.values()), strict=True))
+    broken = [name for name, process in finished.items() if process.returncode]
+    for name in broken:
+        print(finished[name].stdout[-8000:], file=sys.stderr)
+    if broken:
+        fail(f"{', '.join(broken)} cannot be compiled; the reason is above")
+    return "\n".join(process.stdout for process in finished.values())
 
 
-def table(found: Iterable[Usage], names: Mapping[str, str]) -> str:
-    """A row per kernel, a column per architecture: registers, and what else there is beside them."""
-    rows: dict[str, dict[str, Usage]] = {}
-    for usage in found:
-        rows.setdefault(names.get(usage.kernel, usage.kernel), {})[usage.architecture] = usage
-    architectures = sorted(
-        {name for row in rows.values() for name in row}, key=lambda name: int(re.sub(r"\D", "", name))
-    )
-    width = max([len("kernel"), *map(len, rows)])
-    lines = [f"{'kernel':{width}}  " + "  ".join(f"{name:>7}" for name in architectures)]
-    for kernel, row in sorted(rows.items()):
-        cells = [_cell(row.get(name)) for name in architectures]
-        lines.append(f"{kernel:{width}}  " + "  ".join(f"{cell:>7}" for cell in cells))
-    total = [sum(row[name].spills for row in rows.values() if name in row) for name in architectures]
-    lines.append(f"{'bytes spilled':{width}}  " + "  ".join(f"{spills:>7}" for spills in total))
-    return "\n".join(lines)
+def defined(objects: list[Path]) -> set[str]:
+    """The functions of ours that object files define for others, demangled."""
+    command = ["nm", "--defined-only", "--extern-only", "--demangle", *map(str, objects)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^\w+ T (grawa::.+)$", told, re.MULTILINE))
 
 
-def _cell(usage: Usage | None) -> str:
-    if usage is None:
-        return "-"
-    return f"{usage.registers}" + (f"+{usage.stack}B" if usage.stack else "")
-
-
-def spilling(found: Iterable[Usage], names: Mapping[str, str]) -> list[str]:
-    return [
-        f"{names.get(usage.kernel, usage.kernel)} spills {usage.spills} bytes on {usage.architecture}"
-        for usage in found
-        if usage.spills
-    ]
-
-
-def environment_for_build(toolkit: Path, base: Mapping[str, str]) -> dict[str, str]:
-    """FORCE_CUDA, since torch sees no GPU here, and the resource report of ptxas among the output."""
-    appended = f"{base.get('NVCC_APPEND_FLAGS', '')} -Xptxas -v".strip()
-    jobs = base.get("MAX_JOBS", str(os.cpu_count() or 2))
-    return {**base, "FORCE_CUDA": "1", "CUDA_HOME": str(toolkit), "NVCC_APPEND_FLAGS": appended, "MAX_JOBS": jobs}
-
-
-def build(environment: setup_environment.Environment, toolkit: Path) -> list[Usage]:
-    """Build in a copy: in the source tree the extension of another environment lies. Returns what ptxas told."""
-    with tempfile.TemporaryDirectory(prefix="grawa-cuda-") as folder:
-        tree = Path(folder) / "tree"
-        ignored = shutil.ignore_patterns(
-            ".*", "build", "dist", "*.so", "__pycache__", "*.egg-info", "docs", "benchmarks"
-        )
-        shutil.copytree(ROOT, tree, ignore=ignored)
-        command = [str(environment.python), "setup.py", "build_ext", "--inplace"]
-        finished = subprocess.run(
-            command,
-            cwd=tree,
-            env=environment_for_build(toolkit, os.environ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if finished.returncode:
-            print(finished.stdout[-8000:], file=sys.stderr)
-            fail(f"the build ended with exit code {finished.returncode}; its output is above")
-        package = environment.folder / "grawa-cuda" / "grawa_hvd"
-        shutil.rmtree(package, ignore_errors=True)
-        shutil.copytree(tree / "grawa_hvd", package)
-        # The kernels alone: what the package imports beside them needs Horovod, which is not in this environment.
-        (package / "__init__.py").write_text("")
-    return usages(finished.stdout)
-
-
-def install(environment: setup_environment.Environment) -> None:
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    setup_environment.make_venv(environment)
-    torch = setup_environment.install_torch(environment, TORCH, pyproject)
-    setup_environment.install_extras(environment, torch, ["test"], pyproject)
-
-
-def build_if_changed(environment: setup_environment.Environment, toolkit: Path) -> list[Usage]:
-    package = sorted((ROOT / "grawa_hvd").rglob("*.py"))
-    stamp = setup_environment.key(
-        setup_environment.tree_key(ROOT),
-        os.environ.get("TORCH_CUDA_ARCH_LIST", ""),
-        *(part for file in package for part in (str(file.relative_to(ROOT)), file.read_bytes())),
-    )
-    result = environment.folder / RESULT
-    if environment.stamps().get("cuda build") == stamp and result.exists():
-        return [Usage(**usage) for usage in json.loads(result.read_text())]
-    with environment.step(
-        "Compiling the extension with CUDA: five to twenty minutes on two cores, less for fewer architectures",
-        "cuda build",
-    ):
-        found = build(environment, toolkit)
-        result.write_text(json.dumps([asdict(usage) for usage in found], indent=1))
-    environment.stamp("cuda build", stamp)
-    return found
-
-
-def check(environment: setup_environment.Environment) -> None:
-    """Import, and the tests of the kernels, on the CPU: the GPU's run where there is one."""
-    package = environment.folder / "grawa-cuda"
-    program = "import torch, grawa_hvd._C as c; info = c.build_info(); print(*info['cuda_architectures'])"
-    env = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [str(environment.python), "-c", program]
-    loaded = subprocess.run(command, cwd=package, env=env, stdout=subprocess.PIPE, text=True, check=False)
-    if loaded.returncode:
-        fail("the extension cannot be imported; the reason is above")
-    print(f"The extension loads; it has machine code for {loaded.stdout.strip()}.", flush=True)
-    tests = [str(ROOT / "tests" / "single" / f"test_{name}.py") for name in TESTS]
-    command = [str(environment.python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *tests]
-    if subprocess.run(command, cwd=package, env=env, check=False).returncode:
-        fail("the tests of the kernels fail with the CUDA build")
+def check(toolkit: Path, architectures: str) -> None:
+    extension = read_extension(toolkit)
+    with tempfile.TemporaryDirectory(prefix="grawa-cuda-") as scratch:
+        wanted = commands(extension, toolkit, Path(scratch), architectures)
+        found = ptxas.usages(compile_all(wanted))
+        kernels = [object_of(name, Path(scratch)) for name in wanted if name != ABSENT]
+        undefined = defined([object_of(ABSENT, Path(scratch))]) - defined(kernels)
+    if not found:
+        fail("ptxas told of no kernel: its output has changed, or nothing was compiled")
+    names = ptxas.demangled(usage.kernel for usage in found)
+    print(ptxas.table(found, names))
+    if undefined:
+        fail(f"absent.cpp has what no other file of csrc/cuda defines: {', '.join(sorted(undefined))}")
+    spills = ptxas.spilling(found, names)
+    if spills:
+        fail("; ".join(spills))
+    print(f"cuda_check: {len(wanted) - 1} files of csrc/cuda compile for {architectures}, without a spilled register.")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--venv", type=Path, default=ROOT / ".venv-cuda", metavar="DIR", help="where (default: %(default)s)"
-    )
-    parser.add_argument("--no-tests", action="store_true", help="build, load and report only")
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     toolkit = find_toolkit()
     if toolkit is None:
-        print("cuda_check: nvcc was not found, so the CUDA kernels are not checked.")
+        print("cuda_check: skipped, the CUDA kernels are NOT checked: nvcc was not found.")
         return
-    environment = setup_environment.Environment(arguments.venv.absolute())
-    with environment.locked():
-        install(environment)
-        found = build_if_changed(environment, toolkit)
-        if not found:
-            fail("ptxas told of no kernel: its output has changed, or nothing was compiled")
-        names = demangled(usage.kernel for usage in found)
-        print(table(found, names), flush=True)
-        if not arguments.no_tests:
-            check(environment)
-    spills = spilling(found, names)
-    if spills:
-        fail("; ".join(spills))
+    if shutil.which("nm") is None:
+        fail("nm was not found (Debian/Ubuntu: apt-get install binutils)")
+    check(toolkit, os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHITECTURES))
 
 
 if __name__ == "__main__":

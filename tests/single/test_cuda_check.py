@@ -1,9 +1,11 @@
-"""scripts/cuda_check.py: what is read from the output of nvcc, without nvcc and without a GPU."""
+"""Scripts cuda_check, cuda_load, ptxas and toolkit: what they make of the output of nvcc, without nvcc or a GPU."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -11,6 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import cuda_check  # noqa: E402
+import cuda_load  # noqa: E402
+import ptxas  # noqa: E402
+import toolkit  # noqa: E402
 
 PACK = "_ZN5grawa4cuda12_GLOBAL__N_111pack_kernelIfLb1EEEvNS0_4ViewENS0_7ScalarsEPKT_PS5_"
 LOG = f"""
@@ -34,20 +39,20 @@ ptxas info    : Used 40 registers, used 1 barriers, 32 bytes cumulative stack si
 
 
 def test_usage_of_every_kernel_and_architecture_is_read() -> None:
-    assert cuda_check.usages(LOG) == [
-        cuda_check.Usage(PACK, "sm_90", registers=57, stack=0, spills=0, shared=0),
-        cuda_check.Usage("norms", "sm_90", registers=54, stack=0, spills=0, shared=129),
-        cuda_check.Usage("norms", "sm_120", registers=40, stack=32, spills=20, shared=129),
+    assert ptxas.usages(LOG) == [
+        ptxas.Usage(PACK, "sm_90", registers=57, stack=0, spills=0, shared=0),
+        ptxas.Usage("norms", "sm_90", registers=54, stack=0, spills=0, shared=129),
+        ptxas.Usage("norms", "sm_120", registers=40, stack=32, spills=20, shared=129),
     ]
-    assert cuda_check.usages("no kernel here") == []
+    assert ptxas.usages("no kernel here") == []
 
 
 def test_spills_are_named() -> None:
-    assert cuda_check.spilling(cuda_check.usages(LOG), {"norms": "n"}) == ["n spills 20 bytes on sm_120"]
+    assert ptxas.spilling(ptxas.usages(LOG), {"norms": "n"}) == ["n spills 20 bytes on sm_120"]
 
 
 def test_table_has_a_row_per_kernel_and_a_column_per_architecture() -> None:
-    lines = cuda_check.table(cuda_check.usages(LOG), {PACK: "pack<float, true>"}).splitlines()
+    lines = ptxas.table(ptxas.usages(LOG), {PACK: "pack<float, true>"}).splitlines()
     assert lines[0].split() == ["kernel", "sm_90", "sm_120"]
     assert lines[1].split() == ["norms", "54", "40+32B"]
     assert lines[2].split("  ")[0] == "pack<float, true>" and lines[2].split()[-2:] == ["57", "-"]
@@ -67,16 +72,16 @@ def test_table_has_a_row_per_kernel_and_a_column_per_architecture() -> None:
     ],
 )
 def test_names_are_short(signature: str, name: str) -> None:
-    assert cuda_check.short_name(signature) == name
+    assert ptxas.short_name(signature) == name
 
 
 def test_toolkit_is_what_nvcc_says() -> None:
-    assert cuda_check.toolkit_of("#$ _HERE_=/a/bin\n#$ TOP=/a/cuda/bin/..\n") == Path("/a/cuda")
-    assert cuda_check.toolkit_of("nvcc: error") is None
+    assert toolkit.toolkit_of("#$ _HERE_=/a/bin\n#$ TOP=/a/cuda/bin/..\n") == Path("/a/cuda")
+    assert toolkit.toolkit_of("nvcc: error") is None
 
 
 def test_build_is_forced_and_verbose_and_keeps_what_is_set() -> None:
-    env = cuda_check.environment_for_build(Path("/a"), {"NVCC_APPEND_FLAGS": "-g", "MAX_JOBS": "3", "X": "y"})
+    env = cuda_load.environment_for_build(Path("/a"), {"NVCC_APPEND_FLAGS": "-g", "MAX_JOBS": "3", "X": "y"})
     assert env == {
         "NVCC_APPEND_FLAGS": "-g -Xptxas -v",
         "MAX_JOBS": "3",
@@ -86,11 +91,51 @@ def test_build_is_forced_and_verbose_and_keeps_what_is_set() -> None:
     }
 
 
+@pytest.mark.parametrize("script", [cuda_check, cuda_load])
 def test_without_nvcc_it_says_so_and_succeeds(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys, "argv", ["cuda_check.py", "--venv", str(tmp_path / "venv")])
-    cuda_check.main()
-    assert "nvcc was not found" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["script", *(["--venv", str(tmp_path / "venv")] if script is cuda_load else [])])
+    script.main()
+    assert "skipped, the CUDA kernels are NOT checked: nvcc was not found" in capsys.readouterr().out
     assert not (tmp_path / "venv").exists()
+
+
+def test_code_is_made_for_the_architectures_asked_for() -> None:
+    assert cuda_check.code_flags("8.0;9.0+PTX") == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_90,code=compute_90",
+    ]
+    assert cuda_check.code_flags("9.0a") == ["-gencode=arch=compute_90a,code=sm_90a"]
+    with pytest.raises(SystemExit, match="'Hopper' is not of the form"):
+        cuda_check.code_flags("9.0 Hopper")
+
+
+def test_all_of_csrc_cuda_is_compiled_with_the_flags_of_setup(tmp_path: Path) -> None:
+    extra = {"cxx": ["-O3", "-std=c++20"], "nvcc": ["-lineinfo"]}
+    sources = ["csrc/library.cpp", "csrc/cpu/a.cpp", "csrc/cuda/a.cu", "csrc/cuda/b.cpp"]
+    extension = SimpleNamespace(sources=sources, extra_compile_args=extra, include_dirs=["csrc", "/torch"])
+    wanted = cuda_check.commands(extension, tmp_path, tmp_path, "9.0")
+    assert list(wanted) == ["csrc/cuda/a.cu", "csrc/cuda/b.cpp", "csrc/cuda/absent.cpp"]
+    assert wanted["csrc/cuda/a.cu"][0] == str(tmp_path / "bin" / "nvcc")
+    assert {"-lineinfo", "-std=c++20", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"} <= set(
+        wanted["csrc/cuda/a.cu"]
+    )
+    assert {"-O3", "-std=c++20", "-fPIC", "-Icsrc", "-I/torch"} <= set(wanted["csrc/cuda/b.cpp"])
+
+
+def test_what_does_not_compile_is_named_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"b\.cu cannot be compiled"):
+        cuda_check.compile_all({"a.cu": ["echo", "fine"], "b.cu": ["sh", "-c", "echo why; exit 1"]})
+    assert capfd.readouterr().err.strip() == "why"
+
+
+def test_functions_that_an_object_defines_are_found(tmp_path: Path) -> None:
+    source = tmp_path / "a.cpp"
+    source.write_text(
+        "namespace grawa { int used(); static int own() { return 1; } int f(long) { return own() + used(); } }"
+    )
+    subprocess.run(["g++", "-c", source, "-o", tmp_path / "a.o"], check=True, timeout=60)
+    assert cuda_check.defined([tmp_path / "a.o"]) == {"grawa::f(long)"}
