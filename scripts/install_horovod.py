@@ -122,6 +122,20 @@ def use_nccl(cuda: str | None, toolkit: Path | None, nccl: Path | None) -> bool:
     return cuda is not None and not lacking
 
 
+def cuda_environment(toolkit: Path) -> dict[str, str]:
+    """What any build for a CUDA PyTorch needs, whether GPU tensors go over NCCL or through host memory to Gloo."""
+    architectures = os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST", "70,80,90" if _toolkit_below_13(toolkit) else "80,90")
+    headers = sorted(str(path) for path in Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*/include"))
+    return {
+        "HOROVOD_CUDA_HOME": str(toolkit),
+        "CUDA_HOME": str(toolkit),
+        "HOROVOD_BUILD_CUDA_CC_LIST": architectures,
+        "CUDAARCHS": architectures.replace(",", ";"),
+        "CPATH": os.pathsep.join([*headers, os.environ.get("CPATH", "")]).rstrip(os.pathsep),
+        "PATH": f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+
+
 def nccl_environment(scratch: Path) -> dict[str, str]:
     folder, toolkit = nccl_folder(), cuda_home()
     if folder is None:
@@ -134,19 +148,12 @@ def nccl_environment(scratch: Path) -> dict[str, str]:
     links = scratch / "nccl"
     links.mkdir()
     (links / "libnccl.so").symlink_to(library)
-    architectures = os.environ.get("HOROVOD_BUILD_CUDA_CC_LIST", "70,80,90" if _toolkit_below_13(toolkit) else "80,90")
-    headers = sorted(str(path) for path in folder.parent.glob("cu*/include"))
     return {
+        **cuda_environment(toolkit),
         "HOROVOD_GPU_OPERATIONS": "NCCL",
         "HOROVOD_NCCL_INCLUDE": str(folder / "include"),
         "HOROVOD_NCCL_LIB": str(links),
         "HOROVOD_NCCL_LINK": "SHARED",
-        "HOROVOD_CUDA_HOME": str(toolkit),
-        "CUDA_HOME": str(toolkit),
-        "HOROVOD_BUILD_CUDA_CC_LIST": architectures,
-        "CUDAARCHS": architectures.replace(",", ";"),
-        "CPATH": os.pathsep.join([*headers, os.environ.get("CPATH", "")]).rstrip(os.pathsep),
-        "PATH": f"{toolkit / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
 
 
@@ -156,7 +163,7 @@ def _toolkit_below_13(toolkit: Path) -> bool:
     return found is not None and int(found.group(1)) < 13
 
 
-def build_environment(arguments: argparse.Namespace, scratch: Path) -> dict[str, str]:
+def build_environment(arguments: argparse.Namespace, cuda: str | None, scratch: Path) -> dict[str, str]:
     flags = {
         "HOROVOD_WITH_PYTORCH": "1",
         "HOROVOD_WITH_GLOO": "1",
@@ -169,6 +176,8 @@ def build_environment(arguments: argparse.Namespace, scratch: Path) -> dict[str,
     }
     if arguments.nccl:
         flags.update(nccl_environment(scratch))
+    elif cuda and (toolkit := cuda_home()):
+        flags.update(cuda_environment(toolkit))
     scripts = sysconfig.get_paths()["scripts"]
     path = f"{scripts}{os.pathsep}{flags.pop('PATH', os.environ['PATH'])}"
     return {**os.environ, **flags, "PATH": path}
@@ -204,11 +213,11 @@ def raise_standard(source: Path) -> None:
     setup.write_text(setup.read_text().replace("RelWithDebInfo", "Release"))
 
 
-def build_wheel(arguments: argparse.Namespace, into: Path) -> Path:
+def build_wheel(arguments: argparse.Namespace, cuda: str | None, into: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="horovod-build-") as folder:
         scratch = Path(folder)
         pip("install", "--quiet", *BUILD_REQUIREMENTS)
-        env = build_environment(arguments, scratch)
+        env = build_environment(arguments, cuda, scratch)
         source_only = ["--no-deps", "--no-binary", "horovod", "--no-build-isolation"]
         pip("download", "--quiet", *source_only, "--dest", folder, f"horovod=={VERSION}", env=env)
         shutil.unpack_archive(str(scratch / f"horovod-{VERSION}.tar.gz"), folder)
@@ -280,7 +289,7 @@ def main() -> None:
             flush=True,
         )
         start = time.monotonic()
-        wheel = build_wheel(arguments, folder)
+        wheel = build_wheel(arguments, torch["cuda"], folder)
         print(f"Built {wheel.name} in {time.monotonic() - start:.0f} s.", flush=True)
     else:
         print(f"Using the cached wheel {wheel.name}.", flush=True)

@@ -142,7 +142,7 @@ class Environment:
             fail(f"`python {' '.join(arguments)}` failed with exit code {finished.returncode}; its output is above")
 
 
-def make_venv(environment: Environment) -> None:
+def make_venv(environment: Environment, python: str = sys.executable) -> None:
     if environment.python.exists() and "venv" in environment.stamps():
         return
     # Without its base Python an environment cannot be mended. `venv --clear` would delete the lock that is held.
@@ -153,8 +153,8 @@ def make_venv(environment: Environment) -> None:
     probe = [str(environment.python), "-m", "pip", "--version"]
     if not environment.python.exists() or subprocess.run(probe, stdout=subprocess.DEVNULL).returncode:
         with environment.step(f"Making {environment.folder}: some 5 s"):
-            subprocess.run([sys.executable, "-m", "venv", str(environment.folder)], check=True)
-    environment.stamp("venv", sys.version.split()[0])
+            subprocess.run([python, "-m", "venv", str(environment.folder)], check=True)
+    environment.stamp("venv", python)
 
 
 def install_torch(environment: Environment, asked: str, pyproject: str) -> str:
