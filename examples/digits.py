@@ -44,6 +44,11 @@ class Data:
     test_labels: Tensor
     classes: int
 
+    def to(self, device: torch.device) -> Data:
+        """The same on a device."""
+        tensors = (self.images, self.labels, self.test_images, self.test_labels)
+        return Data(*(tensor.to(device) for tensor in tensors), self.classes)
+
 
 @dataclass
 class Run:
@@ -143,7 +148,7 @@ class GrawaMeter:
 def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
     """One run from the same start: the two lines that differ between the optimizers are marked."""
     torch.manual_seed(seed)
-    model = Net(data)
+    model = Net(data).to(options.device)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9)
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
@@ -161,6 +166,7 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
             functional.cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
             optimizer.step()
             meter.after_step()
+        wait_for(data.images.device)
         run.seconds += time.perf_counter() - start
         with evaluation(optimizer):  # <- two: evaluate the mean of the workers
             run.accuracy = accuracy(model, data)
@@ -173,6 +179,12 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
     run.own_accuracy = run.own_curve[-1]
     run.communications, run.bytes, run.communicating = meter.communications, meter.bytes, meter.seconds
     return run
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given: a GPU lags behind the host."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def distributed(optimizer: torch.optim.Optimizer, model: nn.Module, name: str, options: argparse.Namespace) -> Any:
@@ -258,7 +270,11 @@ def results(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "hardware": {"machine": platform.machine(), "cpus": len(os.sched_getaffinity(0))},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
+        },
         "runs": [asdict(run) for run in runs],
     }
 
@@ -277,6 +293,7 @@ def parse() -> argparse.Namespace:
     add("--lr", type=float, default=0.03, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
     add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train; workers share the GPUs in turn")
     add("--plot", type=Path, default=Path("demo.png"), help="where the picture goes (default: %(default)s)")
     add("--json", type=Path, help="write all figures there")
     return parser.parse_args()
@@ -286,7 +303,9 @@ def main() -> None:
     """Train with Horovod's optimizer and with ours, in turn, and compare."""
     options = parse()
     hvd.init()
-    data = load(options.data, hvd.rank(), hvd.size())
+    if options.device == "cuda":
+        torch.cuda.set_device(hvd.local_rank() % torch.cuda.device_count())
+    data = load(options.data, hvd.rank(), hvd.size()).to(torch.device(options.device))
     # Every rank takes as many steps as the one with the fewest images: Horovod's own optimizer would wait otherwise.
     shortest = int(hvd.allreduce(torch.tensor(len(data.images)), op=hvd.Min, name="shortest"))
     options.steps = -(-shortest // options.batch_size)
