@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+import install_horovod
+import setup_environment
+
+# PyTorch comes with numpy on a GPU machine; the libraries of the extra `examples` are as large, and not carried.
+TOO_LARGE = {"numpy"}
+BESIDE = ["tqdm"]
 NCCL, GLOO, SMALL = "nccl", "gloo", "small"
 NO_GLOO = "Horovod without NCCL is not here: run `make wheels` where there is a network, and carry wheels/ here"
 
 
-def missing(wheels: list[Path]) -> list[Path]:
-    """Those whose packages this Python has in no version."""
+def small_requirements(pyproject: str) -> list[str]:
+    """What Horovod, the tests and the build of the extension need beside PyTorch, as pip takes it."""
+    extras = setup_environment.optional_dependencies(pyproject)
+    wanted = [*install_horovod.RUNTIME_REQUIREMENTS, *extras["test"], *BESIDE]
+    wanted += setup_environment.build_requirements(pyproject)
+    return [requirement for requirement in wanted if _name(requirement) not in TOO_LARGE]
+
+
+def missing(wheels: list[Path], requirements: list[str]) -> list[Path]:
+    """Those whose packages this Python lacks, or has in a version below that of the requirements."""
+    least = {_name(requirement): _numbers(requirement.partition(">=")[2]) for requirement in requirements}
 
     def is_here(wheel: Path) -> bool:
+        name = _name(wheel.name)
         try:
-            metadata.version(wheel.name.split("-")[0])
+            return _numbers(metadata.version(name)) >= least.get(name, [])
         except metadata.PackageNotFoundError:
             return False
-        return True
 
     return [wheel for wheel in wheels if not is_here(wheel)]
 
 
-def unpack(wheels: Path, into: Path) -> Path:
+def _name(text: str) -> str:
+    """The package that a requirement or the name of a wheel begins with."""
+    found = re.match(r"[\w.]+(-[A-Za-z]\w*)*", text)
+    return found[0].lower().replace("_", "-") if found else ""
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.partition(",")[0])]
+
+
+def unpack(wheels: Path, into: Path, requirements: list[str]) -> Path:
     """Install what is missing in `into`/small, and each build of Horovod in a folder of its own; returns `into`."""
-    small = missing(sorted(wheels.glob("*.whl")))
+    small = missing(sorted(wheels.glob("*.whl")), requirements)
     builds = {build: sorted(wheels.glob(f"{build}/*.whl")) for build in (NCCL, GLOO)}
     for folder, chosen in {SMALL: small, **builds}.items():
         shutil.rmtree(into / folder, ignore_errors=True)

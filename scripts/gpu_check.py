@@ -20,15 +20,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import carried
+import install_horovod
 from stages import Outcome, Runner, Stage
-from toolkit import find_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -50,7 +49,6 @@ class Plan:
         nccl: variables under which Horovod's build with NCCL is imported.
         gloo: those of the build without.
         no_gloo: why there is none, or the empty string.
-        scratch: for what is no result.
     """
 
     out: Path
@@ -59,7 +57,6 @@ class Plan:
     nccl: dict[str, str]
     gloo: dict[str, str]
     no_gloo: str
-    scratch: Path
 
     @property
     def device(self) -> str:
@@ -71,7 +68,7 @@ class Plan:
 
 
 def build_stage(plan: Plan) -> Stage:
-    toolkit = find_toolkit()
+    toolkit = install_horovod.cuda_home()
     missing = "a dry run takes the extension as it is" if plan.is_dry else "" if toolkit else "nvcc was not found"
     variables = {
         **plan.nccl,
@@ -111,10 +108,9 @@ def training_stage(plan: Plan, ranks: int) -> Stage:
     command = [sys.executable, "-m", "horovod.runner.launch", "-np", str(ranks), "-H", f"localhost:{ranks}"]
     command += [sys.executable, str(ROOT / "examples" / "digits.py"), "--device", plan.device]
     command += ["--epochs", "2", "--period", "8"] if plan.is_dry else []
-    # Relative, since the example keeps its command line; a picture over the bytes that one rank sends says nothing.
+    # Relative, since the example keeps its command line.
     stem = Path(plan.result(f"train_{stem}")).name
-    picture = f"{stem}.png" if ranks > 1 else str(plan.scratch / "one_rank.png")
-    command += ["--json", f"{stem}.json", "--plot", picture]
+    command += ["--json", f"{stem}.json", "--plot", f"{stem}.png"]
     variables = {**(plan.nccl if ranks == 1 else plan.gloo), "OMP_NUM_THREADS": "1"}
     return Stage(name, command, plan.out, 60, variables, missing="" if ranks == 1 else plan.no_gloo)
 
@@ -124,7 +120,7 @@ def sanitizer_stage(plan: Plan, tool: str) -> Stage:
     if plan.is_dry:
         return Stage(tool, program, ROOT, 60, plan.nccl)
     sanitizer = shutil.which("compute-sanitizer")
-    toolkit = find_toolkit()
+    toolkit = install_horovod.cuda_home()
     if sanitizer is None and toolkit is not None and (toolkit / "bin" / "compute-sanitizer").exists():
         sanitizer = str(toolkit / "bin" / "compute-sanitizer")
     missing = "" if sanitizer else "compute-sanitizer was not found"
@@ -196,7 +192,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments, begin = parse(), time.monotonic()
-    site = carried.unpack(arguments.wheels, ROOT / "build" / "gpu-check")
+    requirements = carried.small_requirements((ROOT / "pyproject.toml").read_text())
+    site = carried.unpack(arguments.wheels, ROOT / "build" / "gpu-check", requirements)
     nccl, gloo = (carried.variables(site, build, ROOT) for build in (carried.NCCL, carried.GLOO))
     if carried.has(site, carried.GLOO) and not carried.imports(nccl):
         print("gpu_check: Horovod's build with NCCL does not load here: everything runs with the one without.")
@@ -207,16 +204,17 @@ def main() -> None:
     if arguments.dry_run:
         found["gpu"] = None
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="grawa-gpu-") as scratch:
-        capability = None if arguments.dry_run else found["gpu"]["capability"]
-        no_gloo = "" if arguments.dry_run or carried.has(site, carried.GLOO) else carried.NO_GLOO
-        plan = Plan(arguments.out.absolute(), arguments.dry_run, capability, nccl, gloo, no_gloo, Path(scratch))
-        runner = Runner(Path(plan.result("log.txt")), 60 * arguments.minutes - (time.monotonic() - begin))
-        outcomes: list[Outcome] = []
-        for stage in stages(plan, arguments.stages):
-            outcomes.append(runner.run(stage))
-            tests = without_host(Path(plan.result("tests.xml")))
-            write_summary(plan, found, outcomes, tests)
+    capability = None if arguments.dry_run else found["gpu"]["capability"]
+    no_gloo = "" if arguments.dry_run or carried.has(site, carried.GLOO) else carried.NO_GLOO
+    plan = Plan(arguments.out.absolute(), arguments.dry_run, capability, nccl, gloo, no_gloo)
+    runner = Runner(Path(plan.result("log.txt")), 60 * arguments.minutes - (time.monotonic() - begin))
+    outcomes: list[Outcome] = []
+    for stage in stages(plan, arguments.stages):
+        outcomes.append(runner.run(stage))
+        # One rank sends to itself alone: a picture over bytes sent says nothing.
+        Path(plan.result("train_one_rank.png")).unlink(missing_ok=True)
+        tests = without_host(Path(plan.result("tests.xml")))
+        write_summary(plan, found, outcomes, tests)
     print(f"\n{short_text(plan, found, outcomes, tests)}\nResults: {arguments.out}")
     sys.exit(any(outcome.is_failure for outcome in outcomes))
 

@@ -20,15 +20,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import install_horovod
+import carried
 import setup_environment
 from toolkit import find_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.11.0"
-# A GPU machine's PyTorch brings numpy, its plots and data the libraries of the extra `examples`: too large to carry.
-TOO_LARGE = {"numpy"}
-BESIDE = ["tqdm"]
 
 
 def fail(message: str) -> NoReturn:
@@ -70,17 +67,10 @@ def build_horovod(environment: setup_environment.Environment, folder: Path) -> N
         environment.run(script, choice, "--wheel-only", str(folder / transport), show=True)
 
 
-def small_requirements(pyproject: str) -> list[str]:
-    extras = setup_environment.optional_dependencies(pyproject)
-    wanted = [*install_horovod.RUNTIME_REQUIREMENTS, *extras["test"], *BESIDE]
-    wanted += setup_environment.build_requirements(pyproject)
-    return [requirement for requirement in wanted if re.split(r"[<>=\s]", requirement)[0] not in TOO_LARGE]
-
-
 def download_small(environment: setup_environment.Environment, folder: Path, pyproject: str) -> None:
     for old in folder.glob("*.whl"):
         old.unlink()
-    wanted = small_requirements(pyproject)
+    wanted = carried.small_requirements(pyproject)
     environment.run("-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder), *wanted)
 
 

@@ -49,7 +49,7 @@ def test_why_no_python_will_do_is_told(home: Path) -> None:
 
 
 def test_packages_that_are_carried_are_small_and_enough() -> None:
-    wanted = " ".join(make_wheels.small_requirements((ROOT / "pyproject.toml").read_text()))
+    wanted = " ".join(carried.small_requirements((ROOT / "pyproject.toml").read_text()))
     assert "numpy" not in wanted and "torch" not in wanted
     for name in ("cloudpickle", "psutil", "pytest-timeout", "ninja", "setuptools"):
         assert name in wanted
@@ -71,11 +71,13 @@ def make_wheel(folder: Path, name: str) -> Path:
 
 def test_only_what_is_missing_is_unpacked_and_builds_keep_apart(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
-    make_wheel(wheels, "pytest")  # which this Python has, in another version
+    make_wheel(wheels, "pytest")  # which this Python has, in a version that will do
+    make_wheel(wheels, "pytest_timeout")  # and this in one that will not
     make_wheel(wheels, "grawa_made_up")
     make_wheel(wheels / "nccl", "horovod")
-    site = carried.unpack(wheels, tmp_path / "site")
-    assert (site / "small" / "grawa_made_up").is_dir() and not (site / "small" / "pytest").exists()
+    site = carried.unpack(wheels, tmp_path / "site", ["pytest>=8.4", "pytest-timeout>=999"])
+    assert (site / "small" / "grawa_made_up").is_dir() and (site / "small" / "pytest_timeout").is_dir()
+    assert not (site / "small" / "pytest").exists()
     assert carried.has(site, carried.NCCL) and not carried.has(site, carried.GLOO)
     variables = carried.variables(site, carried.NCCL, tmp_path)
     assert variables["PYTHONPATH"].split(os.pathsep)[:3] == [str(tmp_path), str(site / "nccl"), str(site / "small")]
@@ -91,4 +93,4 @@ def test_wheels_for_another_python_are_refused_by_name(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "wheels" / "nccl", "horovod")
     wheel.rename(wheel.with_name("horovod-1-cp27-cp27m-manylinux_2_28_x86_64.whl"))
     with pytest.raises(SystemExit, match=r"nccl do not fit this Python"):
-        carried.unpack(tmp_path / "wheels", tmp_path / "site")
+        carried.unpack(tmp_path / "wheels", tmp_path / "site", [])
