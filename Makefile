@@ -68,7 +68,7 @@ format: ## ruff and clang-format, in place
 
 cuda-check: ## compile the CUDA kernels without a GPU, list registers and spills; skipped without nvcc
 	@$(SETUP)
-	timeout 1200 $(BIN)/python scripts/cuda_check.py $(ARGS)
+	timeout 900 $(BIN)/python scripts/cuda_check.py $(ARGS)
 
 cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first time, 3 GB of download), and run their tests
 	@timeout 3600 $(PYTHON) scripts/cuda_load.py $(ARGS)
