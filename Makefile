@@ -8,7 +8,6 @@ SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if 
 CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
 ARGS ?=
-OUT ?= benchmarks/results/round_loopback
 
 .PHONY: help demo cluster bench-kernels bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
 
