@@ -37,7 +37,8 @@ bench-round: ## time a round over loopback beside a bare allreduce and its peers
 	  PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 $(BIN)/horovodrun -np $$np -H localhost:$$np \
 	    $(BIN)/python -m benchmarks.round --json $$runs/$$np.json $(ARGS) || exit 1; \
 	done; \
-	$(BIN)/python -m benchmarks.round_report $$runs/*.json --json $(OUT).json --plot $(OUT).png
+	out=$(or $(OUT),benchmarks/results/round_loopback); \
+	$(BIN)/python -m benchmarks.round_report $$runs/*.json --json $$out.json --plot $$out.png
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples
