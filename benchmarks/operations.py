@@ -208,7 +208,7 @@ class LocalStep:
             row.call()
             return _deviation(self.flat, self.center)
         wide = [param.double() for param in self.params]
-        twin = self.optimizer(foreach=True)
+        twin = self.optimizer(foreach=False)
         twin.param_groups[0]["params"] = wide
         for param, copy, grad in zip(self.params, wide, self.grads, strict=True):
             copy.grad = grad.double()
