@@ -4,7 +4,7 @@
 
 namespace grawa::cuda {
 
-Table::Table(const std::vector<int64_t>&, c10::Device device, bool) : device_(device) {
+Table::Table(const std::vector<int64_t>&, c10::Device device, bool, int64_t) : device_(device) {
   TORCH_CHECK(false, "this build of grawa_hvd has no kernels for ", device);
 }
 void Table::set(int64_t, const Span&, int64_t) {}

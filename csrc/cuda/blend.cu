@@ -20,16 +20,10 @@ struct Operands {
 
 template <typename X, typename Center, int N>
 __device__ Vec<X, N> moved(const Operands<X, Center, N>& operands, double pull) {
-  using Wide = Arithmetic<X, Center>;
-  const Wide factor = static_cast<Wide>(pull);
   Vec<X, N> result;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const Wide x = cast_to<Wide>(operands.x.at[i]);
-    const Wide center = cast_to<Wide>(operands.center.at[i]);
-    const X between = cast_to<X>(x + factor * (center - x));
-    // x + 1 * (c - x) rounds, and a NaN in x would stay.
-    result.at[i] = pull == 1 ? cast_to<X>(operands.center.at[i]) : between;
+    result.at[i] = pulled<X>(cast_to<Arithmetic<X, Center>>(operands.x.at[i]), operands.center.at[i], pull);
   }
   return result;
 }
@@ -48,8 +42,8 @@ __device__ Partial blend_chunk(X* x, const Center* center, int64_t size, double 
   SquareSum<Wide> sum;
   for_each_batch<kWidth<X, Center>>(x, size, get, [&](const auto& batch, const auto& places) {
     constexpr int kVectors = sizeof(places) / sizeof(places[0]);
-    constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
     if constexpr (kHasDistances) {
+      constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
       sum.template add_batch<kVectors * kEach>([&](int i) {
         return Gap<Wide>{cast_to<Wide>(batch[i / kEach].center.at[i % kEach]),
                          cast_to<Wide>(batch[i / kEach].x.at[i % kEach])};

@@ -120,6 +120,15 @@ __device__ To cast_to(From value) {
   }
 }
 
+// The pull of an element: x + pull * (center - x), which pull 1 would round, and a NaN in x would outlive. Not for pull
+// 0, at which a NaN in the center must not reach x.
+template <typename X, typename Wide, typename Center>
+__device__ X pulled(Wide x, Center center, double pull) {
+  const Wide wide_center = cast_to<Wide>(center);
+  const X between = cast_to<X>(x + static_cast<Wide>(pull) * (wide_center - x));
+  return pull == 1 ? cast_to<X>(center) : between;
+}
+
 // Written out, since the compiler splits words that it knows to be made of elements, and since the intrinsics for the
 // same order these accesses among each other. A thread reads no place after it has written it.
 __device__ inline uint4 load_word(const uint4* from) {
@@ -205,16 +214,18 @@ struct Width {
 constexpr int kBatchBytes = 64;
 
 // Deals the elements [0, size) of a chunk to the threads of a block: whole words of `anchor` in batches of some vectors
-// of N elements, the rest one by one. use(values, places) gets what load(place, Width) gave for each place, all
-// loads of a batch in flight before the first use; a place of -1 is beyond the end, and its values are zeros.
+// of N elements, the rest one by one; all one by one if not in_words. use(values, places) gets what load(place, Width)
+// gave for each place, all loads of a batch in flight before the first use; a place of -1 is beyond the end, and its
+// values are zeros.
 // The anchor is what is written, so that stores are whole words: a store in parts costs a pass of the second-level
 // cache for each, a load in parts only some of the first.
 template <int N, typename Anchor, typename Load, typename Use>
-__device__ void for_each_batch(const Anchor* anchor, int64_t size, const Load& load, const Use& use) {
+__device__ void for_each_batch(const Anchor* anchor, int64_t size, const Load& load, const Use& use,
+                               bool in_words = true) {
   using Values = decltype(load(0, Width<N>()));
   constexpr int kDepth = sizeof(Values) < kBatchBytes ? kBatchBytes / sizeof(Values) : 1;
   const int64_t head = head_of(anchor) < size ? head_of(anchor) : size;
-  const int64_t vectors = (size - head) / N;
+  const int64_t vectors = in_words ? (size - head) / N : 0;
   for (int64_t first = threadIdx.x; first < vectors; first += kThreads * kDepth) {
     Values values[kDepth];
     int64_t places[kDepth];
@@ -227,9 +238,9 @@ __device__ void for_each_batch(const Anchor* anchor, int64_t size, const Load& l
     }
     use(values, places);
   }
-  const int64_t rest = size - vectors * N;  // before and behind the vectors: less than a word and a vector
-  if (threadIdx.x < rest) {
-    const int64_t place = threadIdx.x < head ? threadIdx.x : threadIdx.x + vectors * N;
+  // Before and behind the vectors: less than a word and a vector, if there are any.
+  for (int64_t i = threadIdx.x; i < size - vectors * N; i += kThreads) {
+    const int64_t place = i < head ? i : i + vectors * N;
     const decltype(load(0, Width<1>())) values[1] = {load(place, Width<1>())};
     const int64_t places[1] = {place};
     use(values, places);

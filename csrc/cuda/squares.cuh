@@ -176,14 +176,16 @@ __device__ inline Partial add_up_block(Partial partial) {
 
 __device__ inline double norm_of(const Partial& partial) { return partial.scale * sqrt(partial.sum); }
 
-// From the threads' parts of a chunk to the norm of its layer, written by whichever block is the last of the layer to
-// come here: it finds all chunks' sums in memory and adds them in chunk order. So norms are one launch, and the pass
-// that adds up costs no second trip through the launch queue.
-__device__ inline void finish_norm(const View& view, const Chunk& chunk, const Partial& thread_partial,
-                                   const Scalars& norms) {
+// From the threads' parts of a chunk to finish(norm of its layer), called by one thread of whichever block is the last
+// of the layer to come here: it finds all chunks' sums in memory and adds them in chunk order. So norms are one launch,
+// and the pass that adds up costs no second trip through the launch queue. Whatever the layer's other blocks have read
+// before they came here may then be overwritten.
+template <typename Finish>
+__device__ void finish_layer(const View& view, const Chunk& chunk, const Partial& thread_partial,
+                             const Finish& finish) {
   const Partial chunk_sum = add_up_block(thread_partial);
   if (chunk.count == 1) {
-    if (threadIdx.x == 0) norms.write(chunk.layer, norm_of(chunk_sum));
+    if (threadIdx.x == 0) finish(norm_of(chunk_sum));
     return;
   }
   __shared__ bool is_last;
@@ -203,7 +205,12 @@ __device__ inline void finish_norm(const View& view, const Chunk& chunk, const P
     partial = add(partial, {__ldcg(&partials[i].scale), __ldcg(&partials[i].sum)});
   }
   partial = add_up_block(partial);
-  if (threadIdx.x == 0) norms.write(chunk.layer, norm_of(partial));
+  if (threadIdx.x == 0) finish(norm_of(partial));
+}
+
+__device__ inline void finish_norm(const View& view, const Chunk& chunk, const Partial& thread_partial,
+                                   const Scalars& norms) {
+  finish_layer(view, chunk, thread_partial, [&](double norm) { norms.write(chunk.layer, norm); });
 }
 
 }  // namespace grawa::cuda

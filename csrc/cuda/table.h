@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "span.h"
@@ -29,7 +30,8 @@ struct Layer {
 struct View {
   const int64_t* first_chunk;  // of each layer, and the number of all chunks
   Layer* layers;
-  Partial* partials;  // one per chunk
+  const void* operands;  // what a kernel needs of each layer beside its data
+  Partial* partials;     // one per chunk
   int64_t layer_count;
   int64_t chunk_count;
 };
@@ -44,8 +46,9 @@ class Table {
   // The last block of a layer adds up its chunks alone: chunks grow where they would be more.
   static constexpr int64_t kMostChunks = 16 * 1024;
 
-  // Partials are needed by the kernels that add up: norms, distances.
-  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_partials);
+  // Partials are needed by the kernels that add up: norms, distances. operand_size: bytes of operands of a layer, whole
+  // words of 8.
+  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_partials, int64_t operand_size = 0);
 
   c10::Device device() const { return device_; }
   int64_t layers() const { return layer_count_; }
@@ -55,6 +58,12 @@ class Table {
   // Of at most the elements given at construction.
   void set(int64_t layer, const Span& span, int64_t numel);
   void set_missing(int64_t layer);
+  // Bytes for the kernels alone. Padding counts as a change: let there be none.
+  template <typename Operands>
+  void set_operands(int64_t layer, const Operands& operands) {
+    static_assert(std::has_unique_object_representations_v<Operands> && std::is_trivially_copyable_v<Operands>);
+    put_operands(layer, &operands, sizeof(operands));
+  }
 
   // The table on the current stream, for launches on that stream while the lease lives. Uploads what changed since the
   // last lease, without waiting. Needs a guard for the device.
@@ -71,15 +80,18 @@ class Table {
   Layer* mirror();
   const Layer* mirror() const;
   void put(int64_t layer, void* data, int32_t dtype, int64_t numel);
+  void put_operands(int64_t layer, const void* operands, int64_t size);
+  int64_t operands_begin() const;  // word
   View view_of(void* memory) const;
   size_t bytes() const;
 
   c10::Device device_;
   bool with_partials_;
+  int64_t operand_words_;  // of a layer
   int64_t layer_count_ = 0;
   int64_t chunk_count_ = 0;
   int64_t numel_ = 0;
-  std::vector<uint64_t> words_;  // first_chunk, then layers: what is uploaded
+  std::vector<uint64_t> words_;  // first_chunk, layers, operands: what is uploaded
   c10::DataPtr memory_;
   std::optional<c10::Stream> stream_;  // the one on which memory_ is used
   bool is_uploaded_ = false;
