@@ -70,6 +70,8 @@ struct StepTensors {
 class Stepper {
  public:
   virtual ~Stepper() = default;
+  // Whether all that the host must know for the step is known to it, without waiting for the device.
+  virtual bool can_step(const std::vector<StepLayer>&, const StepTensors&) const { return true; }
   // The arguments have been checked.
   virtual void step(std::vector<StepLayer>& layers, const StepTensors& tensors) = 0;
 };
