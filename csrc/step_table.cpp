@@ -161,6 +161,7 @@ bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters,
   for (size_t i = 0; i < params_.size(); ++i) {
     if (!gather(i, pull, tensors)) return false;
   }
+  if (!stepper_->can_step(layers_, tensors)) return false;
   if (shares_memory_now(tensors.grad_scale.has_value())) return false;
   mark_all_written(tensors);
   const py::gil_scoped_release released;
