@@ -44,6 +44,10 @@ class Companion:
         views = [bucket.views(wire) for bucket, wire in zip(layout.buckets, self._wires, strict=True)]
         self._tables = [ops.LayerTable(parts) for parts in views]
         self._sums: list[Sum] = []
+        # Layers in whose arithmetic a factor is rounded to float32.
+        single = [parameter.dtype == torch.float32 for parameter in layout.parameters]
+        self._single = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
+        self._single[layout.layer_of[torch.tensor(single, device=layout.device)]] = True
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
         self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
         self._attempts = 0
@@ -72,9 +76,10 @@ class Companion:
         self.age = 0
 
     def factors(self, scores: Tensor, usable: Tensor) -> Tensor:
-        """w of workers with these scores, [M, L], exact in float32; 0 for one that is not usable, [M]."""
+        """w of workers with these scores, [M, L], as the kernels round them; 0 for one that is not usable, [M]."""
         scores = scores.double()
-        inverse = torch.where(scores > 0, 1.0 / scores, 0.0).float().double()
+        inverse = torch.where(scores > 0, 1.0 / scores, 0.0)
+        inverse = torch.where(self._single, inverse.float().double(), inverse)
         inverse = torch.where(self._dead & (scores == 0), 1.0, inverse)
         return torch.where(usable[:, None], inverse, 0.0)
 

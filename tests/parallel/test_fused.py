@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -168,12 +169,12 @@ def test_checkpoints_go_from_fused_to_plain_and_back() -> None:
         optimizers.append(wrap(model, torch.optim.AdamW(model.parameters(), lr=0.01), period=3, fused=fused))
     train(models[0], optimizers[0], range(4))
     models[1].load_state_dict(models[0].state_dict())
-    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
     for model, optimizer in zip(models, optimizers, strict=True):
         train(model, optimizer, range(4, 8))
     assert apart(*models) < TOLERANCE
     models[0].load_state_dict(models[1].state_dict())
-    optimizers[0].load_state_dict(optimizers[1].state_dict())
+    optimizers[0].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
     for model, optimizer in zip(models, optimizers, strict=True):
         train(model, optimizer, range(8, 12))
     assert apart(*models) < TOLERANCE

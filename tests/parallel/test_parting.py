@@ -138,14 +138,16 @@ def test_ranks_with_fewer_batches_join_and_nobody_shrinks(rank: int, size: int) 
             if epoch == 0 and step % 2:
                 reports.append(optimizer.last_round.weights.clone())
         hvd.join()
-        kept.append(same(expected, model.parameters()))
-    assert kept == [True, True]
+        kept.append(max(float((p - e).detach().abs().max() / 2) for p, e in zip(model, expected, strict=True)))
+    # A weighted sum of equal numbers rounds each product, each sum and the division by the sum of the weights.
+    tolerance = 2 * (2 + size) * (size + 2) * torch.finfo(torch.float32).eps  # over two epochs of 2 + size rounds
+    assert max(kept) <= tolerance
     for number, weights in enumerate(reports):
         present = [4 + 2 * r >= 2 * number + 2 for r in range(size)]
         assert torch.allclose(weights.sum(dim=0), torch.ones(2, dtype=torch.float64))
         assert [bool(row.sum() > 0) for row in weights] == present
     assert len(reports) == 2 + rank
-    assert all(center.abs().unique().tolist() == [2.0] for center in optimizer.center.values())
+    assert all(float((center.abs() / 2 - 1).abs().max()) <= tolerance for center in optimizer.center.values())
 
 
 @pytest.mark.parametrize("averaging", ["uniform", "grawa", "lgrawa"])
