@@ -9,7 +9,7 @@ CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 NP ?= 2 4
 ARGS ?=
 
-.PHONY: help demo cluster bench-kernels bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
+.PHONY: help demo cluster bench-kernels bench-step bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ bench-round: ## time a round over loopback beside a bare allreduce and its peers
 	done; \
 	out=$(or $(OUT),benchmarks/results/round_loopback); \
 	$(BIN)/python -m benchmarks.round_report $$runs/*.json --json $$out.json --plot $$out.png
+
+bench-step: ## time a local step beside the bare torch optimizer, on 2 processes; ARGS="--help" lists the options
+	@$(SETUP) examples
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 $(BIN)/horovodrun -np 2 -H localhost:2 \
+	  $(BIN)/python -m benchmarks.local_step $(ARGS)
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples
