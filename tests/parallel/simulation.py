@@ -5,7 +5,7 @@ Written from the formulas alone, so that it can disagree with the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,12 @@ FRESH_DECAY = 0.43
 
 @dataclass(frozen=True)
 class Scheme:
-    """What `DistributedGrawaOptimizer` is told, and the SGD that it wraps."""
+    """What `DistributedGrawaOptimizer` is told, and the SGD that it wraps.
+
+    Attributes:
+        fragment_of: the fragment of each layer, F of them in all; empty for a model averaged in one piece.
+        host_of: the host of each worker, where workers of a host average every `local_period` steps; 0 for never.
+    """
 
     averaging: str = "lgrawa"
     scores: str = "local"
@@ -33,17 +38,51 @@ class Scheme:
     outer_momentum: float = 0.0
     lr: float = 0.1
     momentum: float = 0.0
+    overlap: int = 0
+    fragment_of: tuple[int, ...] = ()
+    host_of: tuple[int, ...] = ()
+    local_period: int = 0
+
+    @property
+    def fragments(self) -> int:
+        """F."""
+        return 1 + max(self.fragment_of, default=0)
+
+    def due(self, step: int) -> int | None:
+        """The fragment whose round starts after this step: f at step ⌈(f+1)·τ/F⌉ of each cycle."""
+        within = (step - 1) % self.period + 1
+        starts = [-(-(fragment + 1) * self.period // self.fragments) for fragment in range(self.fragments)]
+        return starts.index(within) if within in starts else None
+
+    def due_within_hosts(self, step: int) -> bool:
+        """Whether workers of a host average after this step: every τ_l-th of a cycle, if no common round starts."""
+        within = (step - 1) % self.period + 1
+        return self.local_period > 0 and within % self.local_period == 0 and self.due(step) is None
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a round observed and did: weights and scores are [M, L], losses (of the fresh batches) [M]."""
+    """What a common round observed and did: weights and scores are [M, the fragment's layers], losses [M].
+
+    `distance` is the mean ‖x − c‖ over the workers just before the last pull before this round.
+    """
 
     step: int
     weights: Array
     scores: Array
     losses: Array
     distance: float
+
+
+@dataclass(frozen=True)
+class Underway:
+    """A round that has started: Σβx, and what each worker had then, for the parameters of its fragment."""
+
+    until: int
+    indices: list[int]
+    sums: Parameters
+    before: list[Parameters]
+    round: Round
 
 
 class Simulation:
@@ -54,6 +93,11 @@ class Simulation:
         start: each worker's parameters.
         gradient: what they learn from.
         layer_of: the layer of each parameter; by default each is one.
+
+    Attributes:
+        workers: the parameters of each.
+        center: of each parameter; None before its first round.
+        rounds: the common rounds that are over.
     """
 
     def __init__(
@@ -62,15 +106,20 @@ class Simulation:
         self.scheme, self.gradient = scheme, gradient
         self.workers = [[parameter.copy() for parameter in worker] for worker in start]
         self.layer_of = np.arange(len(start[0])) if layer_of is None else np.array(layer_of)
+        self.layers = int(self.layer_of.max()) + 1
+        self.fragment_of = np.array(scheme.fragment_of or [0] * self.layers)
         self.momenta = [[np.zeros_like(parameter) for parameter in worker] for worker in start]
-        self.center: Parameters | None = None
+        self.center: list[Array | None] = [None] * len(start[0])
         self.velocity: Parameters = [np.zeros_like(parameter) for parameter in start[0]]
-        self.steps = 0
+        self.steps = self.fresh_batches = 0
         self.rounds: list[Round] = []
-        self._forget_norms()
+        self.underway: list[Underway] = []
+        self.distance = np.nan
+        self.norm_average = np.zeros((len(start), self.layers))
+        self.observations = np.zeros((len(start), self.layers))
 
     def step(self) -> None:
-        """One local step of every worker, and a round after every τ-th."""
+        """One local step of every worker, then the end of the rounds that come to it, then the round that is due."""
         scheme = self.scheme
         self.steps += 1
         norms = []
@@ -80,59 +129,112 @@ class Simulation:
             for index, gradient in enumerate(gradients):
                 self.momenta[number][index] = scheme.momentum * self.momenta[number][index] + gradient
                 worker[index] = worker[index] - scheme.lr * self.momenta[number][index]
-                if self.center is not None:
-                    worker[index] += scheme.proximity / scheme.period * (self.center[index] - worker[index])
+                center = self.center[index]
+                if center is not None:
+                    worker[index] += scheme.proximity / scheme.period * (center - worker[index])
         if scheme.scores == "local":
-            self._observe(np.array(norms), LOCAL_DECAY)
-        if self.steps % scheme.period == 0:
-            self._round()
+            self._observe(np.array(norms), LOCAL_DECAY, np.arange(self.layers))
+        while self.underway and self.underway[0].until == self.steps:
+            self._finish(self.underway.pop(0))
+        fragment = scheme.due(self.steps)
+        if fragment is not None:
+            self._start(fragment)
+            if scheme.overlap == 0:
+                self._finish(self.underway.pop())
+        elif scheme.due_within_hosts(self.steps):
+            self._average_within_hosts()
 
     def _layer_norms(self, gradients: Parameters) -> Array:
-        squares = np.zeros(self.layer_of.max() + 1)
+        squares = np.zeros(self.layers)
         for layer, gradient in zip(self.layer_of, gradients, strict=True):
             squares[layer] += (gradient**2).sum()
         return np.sqrt(squares)
 
-    def _forget_norms(self) -> None:
-        self.norm_average = np.zeros((len(self.workers), self.layer_of.max() + 1))
-        self.observations = 0
+    def _observe(self, norms: Array, decay: float, layers: NDArray[np.int64]) -> None:
+        """e ← ρe + (1−ρ)n, of these layers."""
+        self.observations[:, layers] += 1
+        self.norm_average[:, layers] = decay * self.norm_average[:, layers] + (1 - decay) * norms[:, layers]
 
-    def _observe(self, norms: Array, decay: float) -> None:
-        """e ← ρe + (1−ρ)n; ê = e / (1−ρ^k)."""
-        self.observations += 1
-        self.norm_average = decay * self.norm_average + (1 - decay) * norms
-        self.estimates = self.norm_average / (1 - decay**self.observations)
+    def _estimates(self) -> Array:
+        """ê = e / (1−ρ^k); 0 where there was nothing to observe yet."""
+        decay = LOCAL_DECAY if self.scheme.scores == "local" else FRESH_DECAY
+        seen = self.observations > 0
+        return np.where(seen, self.norm_average / np.where(seen, 1 - decay**self.observations, 1), 0)
 
-    def _round(self) -> None:
-        losses = np.full(len(self.workers), np.nan)
-        if self.scheme.scores == "fresh":
-            taken = [self.gradient(m, -len(self.rounds) - 1, worker) for m, worker in enumerate(self.workers)]
-            losses = np.array([loss for loss, _ in taken])
-            self._observe(np.array([self._layer_norms(gradients) for _, gradients in taken]), FRESH_DECAY)
-        scores = _scores(self.scheme.averaging, self.estimates)
-        weights = _weights(scores)
-        center = [
-            sum(weights[m, self.layer_of[index]] * worker[index] for m, worker in enumerate(self.workers))
-            for index in range(len(self.layer_of))
-        ]
-        self._move_center(center)
-        distance = float(np.mean([distance_between(worker, self.center) for worker in self.workers]))
-        for worker in self.workers:
-            for index, target in enumerate(self.center):
-                worker[index] = (1 - self.scheme.pull) * worker[index] + self.scheme.pull * target
-        self.rounds.append(Round(self.steps, weights, scores, losses, distance))
+    def _forget(self, workers: list[int], layers: NDArray[np.int64]) -> None:
+        """Norms of the local gradients are estimated anew after each round."""
         if self.scheme.scores == "local":
-            self._forget_norms()
+            self.norm_average[np.ix_(workers, layers)] = 0
+            self.observations[np.ix_(workers, layers)] = 0
 
-    def _move_center(self, center: Parameters) -> None:
-        """v ← η·v + (c − c_old), c ← c_old + v; the first round has v = 0."""
-        if self.center is not None:
-            self.velocity = [
-                self.scheme.outer_momentum * v + (new - old)
-                for v, new, old in zip(self.velocity, center, self.center, strict=True)
-            ]
-            center = [old + v for old, v in zip(self.center, self.velocity, strict=True)]
-        self.center = center
+    def _take_fresh_batches(self, layers: NDArray[np.int64]) -> Array:
+        """One a worker, if they are what norms are taken of; returns the losses."""
+        if self.scheme.scores == "local":
+            return np.full(len(self.workers), np.nan)
+        self.fresh_batches += 1
+        taken = [self.gradient(m, -self.fresh_batches, worker) for m, worker in enumerate(self.workers)]
+        self._observe(np.array([self._layer_norms(gradients) for _, gradients in taken]), FRESH_DECAY, layers)
+        return np.array([loss for loss, _ in taken])
+
+    def _start(self, fragment: int) -> None:
+        """Start the round of a fragment: weigh, and sum what the workers are now."""
+        layers = np.flatnonzero(self.fragment_of == fragment)
+        losses = self._take_fresh_batches(layers)
+        scores = _scores(self.scheme.averaging, self._estimates())
+        weights = _weights(scores)
+        indices = [index for index, layer in enumerate(self.layer_of) if layer in layers]
+        self.underway.append(
+            Underway(
+                self.steps + self.scheme.overlap,
+                indices,
+                [self._weighted_sum(weights, index, range(len(self.workers))) for index in indices],
+                [[worker[index].copy() for index in indices] for worker in self.workers],
+                Round(self.steps, weights[:, layers], scores[:, layers], losses, self.distance),
+            )
+        )
+        self._forget([*range(len(self.workers))], layers)
+
+    def _weighted_sum(self, weights: Array, index: int, workers: Iterable[int]) -> Array:
+        total = np.zeros_like(self.workers[0][index])
+        for row, worker in enumerate(workers):
+            total = total + weights[row, self.layer_of[index]] * self.workers[worker][index]
+        return total
+
+    def _finish(self, underway: Underway) -> None:
+        """Move the centre, then x ← x + λ·(c − x_t), x_t being what the worker was when the round started."""
+        moved = [
+            self._moved_center(index, target) for index, target in zip(underway.indices, underway.sums, strict=True)
+        ]
+        for worker, before in zip(self.workers, underway.before, strict=True):
+            for index, center, old in zip(underway.indices, moved, before, strict=True):
+                worker[index] = worker[index] + self.scheme.pull * (center - old)
+        self.distance = float(np.mean([distance_between(before, moved) for before in underway.before]))
+        self.rounds.append(underway.round)
+
+    def _moved_center(self, index: int, target: Array) -> Array:
+        """v ← η·v + (c − c_old), c ← c_old + v; the first round of a parameter has v = 0."""
+        old = self.center[index]
+        if old is not None:
+            self.velocity[index] = self.scheme.outer_momentum * self.velocity[index] + (target - old)
+            target = old + self.velocity[index]
+        self.center[index] = target
+        return target
+
+    def _average_within_hosts(self) -> None:
+        """x ← (1 − λ)·x + λ·c_host, by the same policy; a worker that is alone on its host goes on as it is."""
+        every_layer = np.arange(self.layers)
+        self._take_fresh_batches(every_layer)
+        for host in sorted(set(self.scheme.host_of)):
+            members = [worker for worker, own in enumerate(self.scheme.host_of) if own == host]
+            if len(members) == 1:
+                continue
+            weights = _weights(_scores(self.scheme.averaging, self._estimates()[members]))
+            for index in range(len(self.layer_of)):
+                center = self._weighted_sum(weights, index, members)
+                for worker in members:
+                    mine = self.workers[worker]
+                    mine[index] = (1 - self.scheme.pull) * mine[index] + self.scheme.pull * center
+            self._forget(members, every_layer)
 
 
 def _scores(averaging: str, estimates: Array) -> Array:

@@ -3,116 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import horovod.torch as hvd
 import numpy as np
 import pytest
-import torch
-from simulation import (
-    Parameters,
-    Scheme,
-    Simulation,
-    distance_between,
-    network_batch,
-    network_gradient,
-    network_parameters,
-)
-from torch import Tensor
-
-import grawa_hvd
+from learner import STEPS, TOLERANCE, Learner, compare, relative, too_large
+from simulation import Parameters, Scheme, Simulation, network_gradient, network_parameters
 
 pytestmark = pytest.mark.ranks(4)
-
-STEPS = 40
-# Four float32 roundings of a parameter a step (gradient, update, proximity, pull), all in one direction: 9.5e-6.
-TOLERANCE = 4 * STEPS * 2.0**-24
-
-
-class Learner:
-    """This rank's part of the run that the simulation makes: the same network in float32, the same batches."""
-
-    def __init__(self, scheme: Scheme, **options: Any) -> None:
-        self.model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
-        for parameter, start in zip(self.model.parameters(), network_parameters(), strict=True):
-            parameter.data.copy_(torch.from_numpy(start))
-        self.steps = self.fresh_batches = 0
-        if isinstance(options.get("groups"), list):
-            owned = list(self.model.parameters())
-            options["groups"] = [[owned[index] for index in group] for group in options["groups"]]
-        self.optimizer = grawa_hvd.DistributedGrawaOptimizer(
-            torch.optim.SGD(self.model.parameters(), lr=scheme.lr, momentum=scheme.momentum),
-            self.model.named_parameters(),
-            averaging=scheme.averaging, period=scheme.period, pull=scheme.pull, proximity=scheme.proximity,
-            outer_momentum=scheme.outer_momentum, scores=self.fresh if scheme.scores == "fresh" else "local",
-            **options,
-        )  # fmt: skip
-
-    def backward(self, batch: int) -> Tensor:
-        inputs, targets = (torch.from_numpy(array).float() for array in network_batch(hvd.rank(), batch))
-        loss = torch.nn.functional.mse_loss(self.model(inputs), targets)
-        loss.backward()
-        return loss
-
-    def fresh(self) -> Tensor:
-        self.fresh_batches += 1
-        return self.backward(-self.fresh_batches)
-
-    def step(self) -> None:
-        self.steps += 1
-        self.optimizer.zero_grad()
-        self.backward(self.steps)
-        self.optimizer.step()
-
-    def parameters(self) -> Parameters:
-        return [parameter.detach().double().numpy().copy() for parameter in self.model.parameters()]
-
-    def center(self) -> Parameters:
-        center = self.optimizer.center
-        return [center[name].double().numpy().copy() for name, _ in self.model.named_parameters()]
-
-
-def relative(found: Parameters, expected: Parameters) -> float:
-    return distance_between(found, expected) / distance_between(expected, [np.zeros_like(array) for array in expected])
-
-
-def compare(scheme: Scheme, layer_of: list[int] | None = None, **options: Any) -> dict[str, float]:
-    """Run both side by side. Nothing is asserted here: a rank that left early would leave the others waiting.
-
-    Returns:
-        The largest relative errors of the run; of weights, which are at most 1, the absolute error.
-    """
-    simulation = Simulation(scheme, [network_parameters()] * hvd.size(), network_gradient, layer_of)
-    learner = Learner(scheme, **options)
-    errors: dict[str, float] = {}
-
-    def note(name: str, error: float) -> None:
-        # A NaN must not hide behind a number.
-        errors[name] = error if not error <= errors.get(name, 0.0) else errors.get(name, 0.0)
-
-    for _ in range(STEPS):
-        simulation.step()
-        learner.step()
-        note("parameters", relative(learner.parameters(), simulation.workers[hvd.rank()]))
-        note("rounds", abs(learner.optimizer.rounds - len(simulation.rounds)))
-        if not simulation.rounds or simulation.rounds[-1].step != simulation.steps:
-            continue
-        expected, report = simulation.rounds[-1], learner.optimizer.last_round
-        note("center", relative(learner.center(), simulation.center))
-        note("weights", float(np.abs(report.weights.double().numpy() - expected.weights).max()))
-        if len(simulation.rounds) > 1:  # it travels with the scores of the next round
-            note("distance", abs(report.distance / simulation.rounds[-2].distance - 1))
-        note("step", abs(report.step - expected.step))
-        if scheme.averaging != "uniform":
-            note("scores", relative([report.scores.double().numpy()], [expected.scores]))
-            if scheme.scores == "fresh":
-                note("losses", relative([report.losses.double().numpy()], [expected.losses]))
-    return errors
-
-
-def too_large(errors: dict[str, float], tolerance: float = TOLERANCE) -> dict[str, float]:
-    return {name: error for name, error in errors.items() if not error <= tolerance}
-
 
 POLICIES = itertools.product(["uniform", "grawa", "mgrawa", "lgrawa"], ["local", "fresh"])
 GRID = [
@@ -198,7 +96,9 @@ def test_half_precision_on_the_wire_costs_its_rounding_and_no_more(size: int) ->
         simulation.step()
         learner.step()
         if step == scheme.period:
-            for found, expected, parts in zip(learner.center(), simulation.center, sizes(simulation), strict=True):
+            for found, expected, parts in zip(
+                learner.center().values(), simulation.center, sizes(simulation), strict=True
+            ):
                 bound = size * (unit * parts + 2.0**-25) + TOLERANCE * np.abs(expected).max()
                 within.append(bool((np.abs(found - expected) <= bound).all()))
     assert all(within)

@@ -67,6 +67,24 @@ def test_one_worker_is_bitwise_the_wrapped_optimizer(
     assert_bitwise_equal(state["state"], expected_state["state"])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"overlap": 3}, {"fragments": 2}, {"local_period": 2}, {"compression": grawa_hvd.Compression.fp16},
+        {"overlap": 2, "fragments": 3, "local_period": 1, "compression": hvd.Compression.fp16, "outer_momentum": 0.7},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_worker_has_no_rounds_to_arrange(options: dict[str, Any]) -> None:
+    reports: list[Any] = []
+    options = {"period": 4, "proximity": 0.5, "on_round": reports.append, **options}
+    model, state, rounds = train(OPTIMIZERS["momentum"], options, scaled=False)
+    expected_model, expected_state, _ = train(OPTIMIZERS["momentum"], None, scaled=False)
+    assert (rounds, reports) == (0, [])
+    assert_bitwise_equal(model, expected_model)
+    assert_bitwise_equal(state["state"], expected_state["state"])
+
+
 def test_one_worker_never_calls_for_fresh_scores() -> None:
     def refuse() -> None:
         raise AssertionError("nobody is there to be compared with")

@@ -1,0 +1,145 @@
+"""Rounds among the workers of a host, between those of all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import horovod.torch as hvd
+import pytest
+import torch
+from learner import compare, too_large
+from models import across, copies, equal_on_all_ranks, errors, from_all, mlp, same, sgd, train, wrap
+from simulation import Scheme
+
+EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, rank: int) -> Any:
+    """Makes ranks believe, by the variable that horovodrun sets, that they run on several hosts."""
+    return lambda host_of: monkeypatch.setenv("HOROVOD_HOSTNAME", f"host{host_of[rank]}")
+
+
+SCHEMES = {
+    "even": Scheme("lgrawa", period=5, local_period=2, host_of=EVEN, proximity=0.3, outer_momentum=0.7),
+    "uneven": Scheme("grawa", period=6, local_period=2, host_of=UNEVEN, proximity=0.3, pull=0.3),
+    "crossed-fresh": Scheme("mgrawa", "fresh", local_period=1, host_of=CROSSED, proximity=0.3, pull=1.0),
+    "uneven-overlap": Scheme("lgrawa", local_period=2, host_of=UNEVEN, overlap=3, proximity=0.3, outer_momentum=0.5),
+    "even-overlap-fresh": Scheme("grawa", "fresh", period=5, local_period=3, host_of=EVEN, overlap=2, proximity=0.3),
+    "even-fragments": Scheme("lgrawa", period=6, local_period=1, host_of=EVEN, fragment_of=(0, 1, 2, 2), proximity=0.3),
+    "uniform-uneven-fragments": Scheme(
+        "uniform", period=5, local_period=2, host_of=UNEVEN, fragment_of=(0, 1, 1, 1), outer_momentum=0.5
+    ),
+}
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
+def test_rounds_within_hosts_follow_the_formulas(scheme: Scheme, hosts: Any) -> None:
+    hosts(scheme.host_of)
+    assert not too_large(compare(scheme, steps=18))
+
+
+ON_ONE_HOST = {
+    "plain": Scheme(local_period=3, host_of=ONE, proximity=0.3),
+    "all": Scheme(
+        "grawa", period=6, local_period=1, host_of=ONE, overlap=2, fragment_of=(0, 1, 1, 1), proximity=0.3,
+        outer_momentum=0.5, momentum=0.9, lr=0.02,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("scheme", ON_ONE_HOST.values(), ids=ON_ONE_HOST)
+def test_one_host_alone_follows_the_formulas(scheme: Scheme, hosts: Any) -> None:
+    hosts(scheme.host_of)
+    assert not too_large(compare(scheme, steps=18))
+
+
+@pytest.mark.ranks(4)
+def test_hosts_tell_of_their_rounds_and_the_common_one_stays_the_last(hosts: Any, rank: int) -> None:
+    hosts(UNEVEN)
+    model, reports = mlp(), []
+    optimizer = wrap(model, period=4, local_period=2, on_round=reports.append)
+    train(model, optimizer, range(9))
+    told = from_all([(report.step, report.within_host, tuple(report.weights.shape)) for report in reports])
+    common = [(4, False, (4, 4)), (8, False, (4, 4))]
+    within = [(2, True, (3, 4)), *common[:1], (6, True, (3, 4)), *common[1:]]
+    assert told == [common, within, within, within]
+    assert optimizer.last_round is [report for report in reports if not report.within_host][-1]
+    assert from_all(optimizer.rounds) == [2] * 4
+    assert equal_on_all_ranks(optimizer.center.values())
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("diverged", [[2], [2, 3]], ids=["one-of-a-host", "a-whole-host"])
+def test_a_host_brings_back_its_own_and_the_common_round_a_whole_host(
+    diverged: list[int], hosts: Any, rank: int
+) -> None:
+    hosts(EVEN)
+    model = mlp()
+    optimizer = wrap(model, sgd(model, 0.05, momentum=0.9), period=6, local_period=2)
+    train(model, optimizer, range(7))
+    if rank in diverged:
+        model[0].weight.data[0, 0] = torch.nan
+    finite = []
+    for step in range(7, 18):
+        train(model, optimizer, [step])
+        finite.append(bool(across(model).isfinite().all()))
+    back = 0 if len(diverged) == 1 else 4  # steps 8 and 12
+    assert finite == [False] * back + [True] * (len(finite) - back)
+    assert bool((optimizer.last_round.weights > 0).all())
+
+
+@pytest.mark.ranks(4)
+def test_a_host_whose_worker_has_joined_waits_for_it_without_holding_up_the_others(hosts: Any, rank: int) -> None:
+    hosts(EVEN)
+    model, reports = mlp(), []
+    optimizer = wrap(model, period=4, local_period=2, on_round=reports.append)
+    for epoch in range(2):
+        for step in range(3 if rank == 0 else 8):
+            train(model, optimizer, [10 * epoch + step])
+        hvd.join()
+    within = from_all(sum(report.within_host for report in reports))
+    with optimizer.consensus():
+        assert equal_on_all_ranks(model)
+    assert within[2] == within[3] >= within[1] >= 1
+
+
+@pytest.mark.ranks(2)
+def test_a_checkpoint_between_the_rounds_of_a_host_continues_bitwise(hosts: Any) -> None:
+    hosts(ONE)
+    options: dict[str, Any] = {"period": 6, "local_period": 2, "proximity": 0.5, "outer_momentum": 0.4}
+    model = mlp()
+    optimizer = wrap(model, **options)
+    train(model, optimizer, range(9))
+    state, parameters = copy.deepcopy(optimizer.state_dict()), copies(model)
+    train(model, optimizer, range(9, 19))
+    again = mlp(7)
+    resumed = wrap(again, **options)
+    for parameter, saved in zip(again.parameters(), parameters, strict=True):
+        parameter.data.copy_(saved)
+    resumed.load_state_dict(state)
+    train(again, resumed, range(9, 19))
+    assert same(copies(model), copies(again))
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("local_period", [0, 4, -1, True])
+def test_a_local_period_out_of_range_is_refused_on_every_rank(local_period: Any) -> None:
+    found = errors(lambda: wrap(mlp(), period=4, local_period=local_period))
+    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert all(f"local_period must be an integer from 1 to 3, but is {local_period!r}" in text for _, text in found)
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("option", [{"overlap": 1}, {"fragments": 2}, {"local_period": 2}], ids=str)
+def test_settings_that_differ_are_the_same_error_everywhere(option: dict[str, Any], rank: int) -> None:
+    """One rank that had waited for the others in the constructor would have waited for ever."""
+    model = mlp()
+    found = errors(lambda: train(model, wrap(model, period=4, **(option if rank else {})), range(5)))
+    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert len({text for _, text in found}) == 1
+    assert next(iter(option)) in found[0][1]
+    assert "rank 1" in found[0][1]
