@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import horovod.torch as hvd
@@ -16,9 +17,17 @@ EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
 
 
 @pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch, rank: int) -> Any:
-    """Makes ranks believe, by the variable that horovodrun sets, that they run on several hosts."""
-    return lambda host_of: monkeypatch.setenv("HOROVOD_HOSTNAME", f"host{host_of[rank]}")
+def hosts(monkeypatch: pytest.MonkeyPatch, rank: int) -> Iterator[Callable[[tuple[int, ...]], None]]:
+    """Makes ranks believe, by the variable that horovodrun sets, that they run on several hosts.
+
+    The process sets of hosts stay as long as Horovod runs, and other tests make sets of the same ranks.
+    """
+    yield lambda host_of: monkeypatch.setenv("HOROVOD_HOSTNAME", f"host{host_of[rank]}")
+    for number, ranks in sorted(hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items()):
+        if number != hvd.global_process_set.process_set_id:
+            made = hvd.ProcessSet(ranks)
+            made.process_set_id = number
+            hvd.remove_process_set(made)
 
 
 SCHEMES = {
