@@ -1,6 +1,6 @@
 """How far compression takes the centre from where it would be, round by round, with and without feedback.
 
-    horovodrun -np 4 -H localhost:4 python -m benchmarks.compression_error
+    horovodrun -np 2 -H localhost:2 python -m benchmarks.compression_error
 
 Every worker makes the same moves whatever the compression, so that all that differs is the rounding on the wire. Where
 workers repeat their move, so do the errors, and add up.
@@ -106,7 +106,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=32)
     parser.add_argument("--output", type=Path, default=RESULTS / "compression_error", help="without its suffix")
     options = parser.parse_args()
     hvd.init()

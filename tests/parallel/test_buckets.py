@@ -10,11 +10,18 @@ import torch
 from models import equal_on_all_ranks, from_all, same, sgd, wrap
 from torch import Tensor, nn
 
+import grawa_hvd.companion
 import grawa_hvd.layers
 from grawa_hvd.consensus import Center
 from grawa_hvd.meeting import Meeting
 
 pytestmark = pytest.mark.ranks(2)
+
+
+@pytest.fixture(autouse=True)
+def large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models too small for buckets travel with the rows of a meeting."""
+    monkeypatch.setattr(grawa_hvd.companion, "LARGEST", 0)
 
 
 def deep() -> nn.Sequential:

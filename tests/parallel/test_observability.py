@@ -121,7 +121,7 @@ def test_a_horovod_timeline_names_the_collectives_of_a_round(tmp_path: Any, rank
     """Rank 0 writes it."""
     file = tmp_path / "timeline.json"
     hvd.start_timeline(str(file), mark_cycles=False)
-    _, _, optimizer = told(steps=4, groups=2)
+    _, _, optimizer = told(steps=5, groups=2, overlap=1)
     hvd.stop_timeline()
     prefix = optimizer._worker._communicator._prefix
     text = file.read_text() if file.exists() else ""

@@ -107,17 +107,6 @@ def test_half_precision_on_the_wire_costs_its_rounding_and_no_more(size: int) ->
     assert 1e-6 < final <= rounds * scheme.pull * size * unit
 
 
-def test_half_precision_halves_the_bytes_of_the_model() -> None:
-    sent = []
-    for compression in (hvd.Compression.none, hvd.Compression.fp16):
-        learner = Learner(Scheme(period=1), compression=compression)
-        for _ in range(2):  # the first round has no centre to differ from
-            learner.step()
-        sent.append(learner.optimizer.last_round.bytes)
-    elements = sum(array.size for array in network_parameters())
-    assert sent[0] - sent[1] == 2 * elements
-
-
 def test_a_worker_without_gradient_in_a_layer_has_no_say_there() -> None:
     """Rank 0 never uses the second layer; in the simulation its gradient there is zero."""
     scheme = Scheme("lgrawa", period=2, pull=1.0, proximity=0.0)
