@@ -58,6 +58,8 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     """Train and return this rank's account; the wire is watched from the end of the first round on."""
     pairs, labels = (torch.from_numpy(array) for array in shares()[hvd.rank()])
     model = Model()
+    if "compression" in options:
+        options = {**options, "compression": getattr(grawa_hvd.Compression, options["compression"])}
     optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
         torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), model.named_parameters(), **options
     )
