@@ -3,8 +3,8 @@
     horovodrun -np 2 -H localhost:2 python -m benchmarks.compression_error
 
 Every worker makes the same moves whatever the compression, so that all that differs is the rounding on the wire. Where
-workers repeat their move, so do the errors, and add up. Feedback makes good what each worker's own rounding took; of the
-rounding of the sums on the wire no worker knows, which is what is left where several move.
+workers repeat their move, so do the errors, and add up. Feedback makes good what a worker's own rounding took; of the
+rounding of sums on the wire no worker knows, and that is what is left where several move.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ELEMENTS = 10_000
 CASES = {
     "new moves": "moves drawn anew in each round",
     "repeated moves": "each worker repeats its move",
-    "one worker": "one worker repeats its move, no other moves",
+    "one worker": "one worker moves, always alike",
 }
 
 
