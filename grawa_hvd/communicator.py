@@ -28,7 +28,8 @@ global_process_set = hvd.global_process_set
 BFLOAT16_PIECES = 40
 SMALLEST_PIECE = 2**16
 
-_instances: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+# By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
+_instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
 
 
 class MismatchedRowsError(Exception):
@@ -76,7 +77,7 @@ class Communicator:
         self._process_set = process_set
         self._compression = compression
         # Two optimizers in one process must not share collective names (horovod#2559).
-        self._prefix = f"grawa.{next(_instances[process_set.process_set_id])}"
+        self._prefix = f"grawa.{next(_instances[tuple(process_set.ranks or ())])}"
 
     @property
     def active(self) -> bool:
