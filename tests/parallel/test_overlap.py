@@ -246,9 +246,10 @@ def test_overlap_in_a_process_set_leaves_the_others_alone(rank: int) -> None:
     optimizer, plain = wrap(model, process_set=odd, period=4, overlap=3), sgd(alone)
     train(model, optimizer, range(12))
     train(alone, plain, range(12))
-    centers = from_all(None if optimizer.center is None else [tensor.clone() for tensor in optimizer.center.values()])
+    # Lists everywhere: Horovod names the exchange of an object by its type.
+    centers = from_all([tensor.clone() for tensor in (optimizer.center or {}).values()])
     hvd.remove_process_set(odd)
-    assert [center is None for center in centers] == [True, False, True, False]
+    assert [len(center) for center in centers] == [0, 4, 0, 4]
     assert same(centers[1], centers[3])
     assert same(copies(model), copies(alone)) == (rank in (0, 2))
 
