@@ -44,8 +44,9 @@ class Compression:
     """What may be passed as `compression=`; Horovod's own `none` and `fp16` mean the same here.
 
     `fp16` and `bf16` halve the bytes of a round. What is rounded is each worker's weighted difference from the last
-    centre, so the error is relative to how far workers moved and not to the size of the weights, and what rounding took
-    away is added in the next round (error feedback; Seide et al., Interspeech 2014). The first round, which has no
+    centre, so the error is relative to how far workers moved and not to the size of the weights, and what a worker's
+    own rounding took away is added in the next round (error feedback; Seide et al., Interspeech 2014). What Horovod
+    rounds as it adds float16 numbers is not known to anybody and adds up over rounds. The first round, which has no
     centre to differ from, travels whole. The differences are scaled by a power of two that all ranks agree on, so that
     none overflows. Horovod cannot add bfloat16 numbers: both names stand for the same 16 bits on the wire, a float16
     under that scale, with the range of bfloat16 and three more bits.

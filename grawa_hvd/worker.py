@@ -433,4 +433,5 @@ class Worker:
         self._center.load({index_of[number]: saved for number, saved in state["state"].items() if number in index_of})
         self._estimate.load(self._layout_now.layer_names, state["estimates"])
         self.reported.load(state["reported"])
-        self.steps, self.since_round, self.rounds = state["steps"], state["since_round"], state["rounds"]
+        self.steps, self.rounds = state["steps"], state["rounds"]
+        self.since_round = state["since_round"] % self._settings.period  # which may have been another
