@@ -13,7 +13,7 @@ import torch
 import grawa_hvd
 
 Cell = dict[str, Any]
-COLORS = {"LayerTable": "C0", "list": "C2"}
+COLORS = {"LayerTable": "C0", "StepTable": "C0", "list": "C2"}
 PEER_COLORS = ("C1", "C3", "C4")
 LIMIT_COLOR = "0.25"
 
