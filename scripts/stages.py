@@ -6,11 +6,14 @@ import contextlib
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 SHOWN = 60  # lines of a stage's output
+# In the environment of all that a stage starts.
+TAG = "GRAWA_STAGE"
 SECONDS_TO_END = 5
 
 
@@ -103,11 +106,12 @@ class Runner:
 
 @contextlib.contextmanager
 def _started(stage: Stage, output: int) -> Iterator[subprocess.Popen[bytes]]:
+    tag = uuid.uuid4().hex
     try:
         process = subprocess.Popen(
             stage.command,
             cwd=stage.folder,
-            env={**os.environ, **stage.variables},
+            env={**os.environ, **stage.variables, TAG: tag},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -118,10 +122,10 @@ def _started(stage: Stage, output: int) -> Iterator[subprocess.Popen[bytes]]:
     try:
         yield process
     finally:
-        _end(process)
+        _end(process, tag)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], tag: str) -> None:
     """End it and all that it started: Horovod puts its workers into sessions of their own."""
     family = _descendants(process.pid)
     if process.poll() is None:
@@ -130,9 +134,22 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(SECONDS_TO_END)
         process.kill()
         process.wait()
-    for pid in family:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, 9)
+    # What was started while the family was looked up carries the tag.
+    while family := [*family, *_tagged(tag)]:
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+        family = []
+
+
+def _tagged(tag: str) -> list[int]:
+    """Processes that run in the environment of a stage."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{TAG}={tag}".encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
 
 
 def _descendants(pid: int) -> list[int]:
