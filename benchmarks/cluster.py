@@ -1,0 +1,114 @@
+"""12 ranks on 3 hosts at several rates: throughput, bytes on the wire and time to accuracy, ours beside Horovod's.
+
+`make bench-cluster`. Makes the hosts out of network namespaces (scripts/cluster; needs root), launches all ranks once
+for each rate, with all methods in turn in the same launch, and prints a table and what the goals say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import cluster_plot, cluster_report
+from benchmarks.cluster_methods import HOROVOD, NAMES
+
+ROOT = Path(__file__).resolve().parents[1]
+CLUSTER = [sys.executable, str(ROOT / "scripts" / "cluster")]
+# Below this a bare allreduce of 10 million parameters takes seconds, and a handful of them minutes.
+SLOWEST_FOR_ROUNDS = 0.5e9
+LONGEST = 1500
+
+
+@contextmanager
+def cluster(hosts: int) -> Iterator[None]:
+    """The hosts, for the block."""
+    subprocess.run([*CLUSTER, "up", "--hosts", str(hosts), "--rate", "none"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*CLUSTER, "down"], check=True)
+
+
+def measure(rate: str, options: argparse.Namespace, figures: Path) -> dict[str, Any]:
+    """The cell of one rate: a launch of all ranks.
+
+    Raises:
+        subprocess.CalledProcessError: if the launch fails.
+    """
+    subprocess.run([*CLUSTER, "rate", rate], check=True)
+    ranks = options.hosts * options.ranks_per_host
+    where = ",".join(f"host{number + 1}:{options.ranks_per_host}" for number in range(options.hosts))
+    rounds = options.round_parameters if cluster_report.bits(rate) >= SLOWEST_FOR_ROUNDS else 0
+    subprocess.run(
+        [
+            *(*CLUSTER, "exec", "--timeout", str(LONGEST), "host1", "--", "env", "HOROVOD_DYNAMIC_PROCESS_SETS=1"),
+            "TORCH_CPP_LOG_LEVEL=ERROR",  # the hosts have no names to look up, and torch warns of it
+            *(str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(ranks), "-H", where),
+            *("--network-interfaces", "eth0", sys.executable, "-m", "benchmarks.cluster_worker"),
+            *("--rate", rate, "--width", str(options.width), "--seconds", str(options.seconds)),
+            *("--round-parameters", str(rounds), "--seeds", str(options.seeds), "--json", str(figures)),
+            *("--methods", *options.methods),
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+    cell: dict[str, Any] = json.loads(figures.read_text())
+    return cell
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; what cannot be run is refused here."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cluster", description=summary, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--rates", nargs="+", default=["none", "1gbit", "100mbit"], metavar="RATE",
+        help="of each host's link, each way; none: unshaped (default: none 1gbit 100mbit)")  # fmt: skip
+    add("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="METHOD", help=f"of: {'; '.join(NAMES)}")
+    add("--seconds", type=float, default=60.0, help="of throughput at each rate (default: %(default)s)")
+    add("--seeds", type=int, default=3, help="of the time to 97 %% on digits; 0: none (default: %(default)s)")
+    add("--width", type=int, default=40_000, help="of the hidden layer, 75 parameters each (default: %(default)s)")
+    add("--round-parameters", type=int, default=10_000_000,
+        help="of the model whose round is timed beside a bare allreduce; 0: none (default: %(default)s)")  # fmt: skip
+    add("--hosts", type=int, default=3, help="default: %(default)s")
+    add("--ranks-per-host", type=int, default=4, help="default: %(default)s")
+    add("--json", type=Path, help="write all figures there")
+    add("--plot", type=Path, help="write the picture there")
+    options = parser.parse_args(arguments)
+    if HOROVOD not in options.methods:
+        parser.error(f"--methods must have {HOROVOD!r}: ratios are to it")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measures, prints tables, and writes JSON and picture where asked."""
+    options = parse(arguments)
+    # timeout(1) and a closed terminal must not leave the hosts behind.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
+    cells = []
+    with cluster(options.hosts), tempfile.TemporaryDirectory() as folder:
+        for rate in options.rates:
+            cells.append(measure(rate, options, Path(folder, "cell.json")))
+            print(cluster_report.table(cells[-1]), flush=True)
+    print("", *cluster_report.verdicts(cells), sep="\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
+        print(f"All figures: {options.json}")
+    if options.plot is not None:
+        cluster_plot.plot(cells, options.plot)
+        print(f"Picture: {options.plot}")
+
+
+if __name__ == "__main__":
+    main()

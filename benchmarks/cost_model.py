@@ -1,0 +1,198 @@
+"""What a step costs: compute, latency and bandwidth, for gradient averaging and for model averaging.
+
+An all-reduce of B bytes among n ranks, 4 of them on a host:
+
+    latency   α · hops(n)                 hops of a ring: 2(n − 1); of a tree: 2⌈log₂ n⌉
+    wire      r · (link / bandwidth)      r = 2(n − 1)/n · B, what a rank sends; one stream of a ring leaves a host
+    host      r · software · share        the processor's part: copying and adding
+
+`share` is the number of ranks for each processor where ranks have to share them, 1 on a machine that has enough: it
+multiplies all that the processor does. The step of a method:
+
+    alone       c
+    gradients   c + allreduce(B)
+    models      c + [allreduce(B) + round · B · share + local rounds] / τ
+    overlap     in place of k · c + allreduce:   host + max(k · c, latency + wire)
+
+fp16 halves B on the wire and costs `half` · B · share. `python -m benchmarks.cost_model` fits the constants to what was
+measured and writes what they predict; see docs/cost_model.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Of a machine, seconds and seconds a byte, none negative.
+
+    Attributes:
+        latency: α, of one hop of a collective.
+        software: of the host, for each byte that a rank sends.
+        link: 1 / efficiency: the time on the wire over that at the nominal rate.
+        round: of a round beside its all-reduce (pack, blend), for each byte of the model.
+        half: of the conversion to 16 bits and back, for each byte of the model in float32.
+    """
+
+    latency: float
+    software: float
+    link: float = 1.0
+    round: float = 0.0
+    half: float = 0.0
+
+
+def ring(ranks: int) -> int:
+    """Hops of a ring all-reduce, one after the other."""
+    return 2 * (ranks - 1)
+
+
+def tree(ranks: int) -> int:
+    """Hops of a tree all-reduce: up and down again."""
+    return 2 * math.ceil(math.log2(ranks))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where it runs.
+
+    Attributes:
+        ranks: in all.
+        per_host: ranks of a host.
+        bandwidth: of a host's link, bits a second, each way; infinite for one that is no limit.
+        local_bandwidth: between the ranks of a host, bits a second.
+        processors: cores that the ranks share, all hosts together; 0 if each rank has its own.
+        hops: of a collective among so many ranks.
+    """
+
+    ranks: int
+    per_host: int
+    bandwidth: float = math.inf
+    local_bandwidth: float = math.inf
+    processors: int = 0
+    hops: Callable[[int], int] = field(default=ring)
+
+    @property
+    def share(self) -> float:
+        """Ranks for each processor, at least 1."""
+        return max(1.0, self.ranks / self.processors) if self.processors else 1.0
+
+    @property
+    def hosts(self) -> int:
+        """Their number."""
+        return -(-self.ranks // self.per_host)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How workers train: `kind` is "alone", "gradients", "models", or "allreduce", which has no compute."""
+
+    kind: str
+    period: int = 1
+    local_period: int = 0
+    half: bool = False
+    overlap: int = 0
+
+
+@dataclass(frozen=True)
+class Collective:
+    """Seconds of an all-reduce: `host` keeps the processor, `away` does not."""
+
+    host: float
+    away: float
+
+    @property
+    def seconds(self) -> float:
+        """In all, where nothing else is done meanwhile."""
+        return self.host + self.away
+
+
+def allreduce(size: float, ranks: int, bandwidth: float, constants: Constants, cluster: Cluster) -> Collective:
+    """An all-reduce of `size` bytes among `ranks` of the cluster's ranks, over links of `bandwidth` bits a second."""
+    sent = 2 * (ranks - 1) / ranks * size
+    latency = constants.latency * cluster.hops(ranks) * cluster.share
+    return Collective(sent * constants.software * cluster.share, latency + sent * constants.link * 8 / bandwidth)
+
+
+def whole(size: float, half: bool, constants: Constants, cluster: Cluster) -> Collective:
+    """An all-reduce among all ranks, of a model or gradients of `size` bytes in float32."""
+    bandwidth = cluster.bandwidth if cluster.hosts > 1 else cluster.local_bandwidth
+    found = allreduce(size / 2 if half else size, cluster.ranks, bandwidth, constants, cluster)
+    return Collective(found.host + constants.half * size * cluster.share * half, found.away)
+
+
+def step_seconds(method: Method, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
+    """Mean time of a training step.
+
+    Args:
+        method: how workers train.
+        size: bytes of the model in float32.
+        compute: c, seconds of a step without communication, as slow as the shared processors make it.
+        constants, cluster: where.
+    """
+    if method.kind == "alone":
+        return compute
+    collective = whole(size, method.half, constants, cluster)
+    if method.kind == "allreduce":
+        return collective.seconds
+    if method.kind == "gradients":
+        return compute + collective.seconds
+    return compute + (exposed(method, collective, compute) + _beside(method, size, constants, cluster)) / method.period
+
+
+def exposed(method: Method, collective: Collective, compute: float) -> float:
+    """What a round's all-reduce adds to the time of training: all of it, or what `overlap` steps do not hide."""
+    return collective.host + max(0.0, collective.away - method.overlap * compute)
+
+
+def _beside(method: Method, size: float, constants: Constants, cluster: Cluster) -> float:
+    """A round's own work, the exchange of scores before it, and the rounds within hosts of a period."""
+    own = constants.round * size * cluster.share
+    scores = constants.latency * cluster.hops(cluster.ranks) * cluster.share
+    local = 0.0
+    if method.local_period:
+        among = allreduce(size, cluster.per_host, cluster.local_bandwidth, constants, cluster)
+        # The last one of a period is the round of all.
+        local = (-(-method.period // method.local_period) - 1) * (among.seconds + own + scores)
+    return own + scores + local
+
+
+def communication(method: Method, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
+    """The share of a step that is not compute, from 0 to 1."""
+    return 1 - compute / step_seconds(method, size, compute, constants, cluster)
+
+
+def period_for(limit: float, size: float, compute: float, constants: Constants, cluster: Cluster, half: bool = False,
+               overlapped: bool = False) -> int:  # fmt: skip
+    """The smallest period that keeps communication within `limit`, a share of a step above 0 and below 1.
+
+    Args:
+        half: send 16 bits an element.
+        overlapped: let a round travel behind half a period of training.
+    """
+
+    def holds(period: int) -> bool:
+        method = Method("models", period, half=half, overlap=period // 2 if overlapped else 0)
+        return communication(method, size, compute, constants, cluster) <= limit
+
+    most = 1
+    while not holds(most):
+        most *= 2
+    least = most // 2 + 1
+    while least < most:
+        middle = (least + most) // 2
+        least, most = (least, middle) if holds(middle) else (middle + 1, most)
+    return most
+
+
+def main() -> None:
+    """Fit, and write what follows: `benchmarks.cost_model_report` has the options."""
+    from benchmarks import cost_model_report  # noqa: PLC0415  (it uses this module)
+
+    cost_model_report.main()
+
+
+if __name__ == "__main__":
+    main()

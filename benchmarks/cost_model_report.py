@@ -1,0 +1,199 @@
+"""Fits the cost model, shows its errors, and writes what it predicts into docs/cost_model.md and a picture.
+
+`make cost-model`, or `python -m benchmarks.cost_model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cost_model_plot
+from benchmarks.cost_model import Cluster, Constants, Method, period_for, step_seconds, tree
+from benchmarks.cost_model_fit import NAMES, Sample, fit, relative_errors, samples
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKS = "<!-- {name}: written by make cost-model -->", "<!-- end of {name} -->"
+LIMIT = 0.05
+WORKERS = (16, 64, 256, 1024, 4096)
+PER_HOST = (4, 8)
+GIGABITS = (1, 10, 25, 100, 400)
+PARAMETERS = (10**6, 10**7, 10**8, 10**9, 10**10)
+UNITS = {
+    "latency": ("α, a hop", 1e6, "µs"),
+    "software": ("host, a byte sent", 1e9, "ns"),
+    "link": ("wire time over nominal", 1.0, ""),
+    "round": ("round beside its all-reduce, a byte", 1e9, "ns"),
+    "half": ("fp16 and back, a byte", 1e9, "ns"),
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Of GPU hosts, for predictions: assumptions, none of them measured here.
+
+    Attributes:
+        flops: that a GPU sustains in training, a second.
+        tokens: (or images' worth of work) of a GPU in a step: 6 · parameters · tokens floating-point operations.
+        least: seconds of the shortest step: launches, data, the optimizer.
+        local_bandwidth: between the GPUs of a host, bits a second.
+        latency: of a hop.
+        memory: bytes a second that packing and blending read and write; they pass the model 6 times.
+    """
+
+    flops: float = 200e12
+    tokens: int = 4096
+    least: float = 0.01
+    local_bandwidth: float = 1.6e12
+    latency: float = 10e-6
+    memory: float = 2e12
+
+    def compute(self, parameters: int) -> float:
+        """Seconds of a step without communication."""
+        return max(self.least, 6 * parameters * self.tokens / self.flops)
+
+    def constants(self, link: float) -> Constants:
+        """A GPU's copies are not the processor's: what is taken over from the fit is the link's efficiency."""
+        return Constants(self.latency, 0.0, link, 6 / self.memory, 4 / self.memory)
+
+    def cluster(self, workers: int, per_host: int, gigabits: float) -> Cluster:
+        """Hosts of GPUs; collectives of so many ranks are trees."""
+        return Cluster(workers, per_host, gigabits * 1e9, self.local_bandwidth, hops=tree)
+
+    def period(self, parameters: int, workers: int, per_host: int, gigabits: float, link: float, half: bool = False,
+               overlapped: bool = False) -> int:  # fmt: skip
+        """The smallest period that keeps communication within `LIMIT`."""
+        cluster, compute = self.cluster(workers, per_host, gigabits), self.compute(parameters)
+        return period_for(LIMIT, 4 * parameters, compute, self.constants(link), cluster, half, overlapped)
+
+    def saved_by_hierarchy(self, parameters: int, workers: int, per_host: int, gigabits: float, link: float) -> float:
+        """The share of a step that is saved where of the rounds every 16 steps all but each fourth stay in the host."""
+        cluster, compute, constants = (
+            self.cluster(workers, per_host, gigabits), self.compute(parameters), self.constants(link)
+        )  # fmt: skip
+        flat, nested = (
+            step_seconds(method, 4 * parameters, compute, constants, cluster)
+            for method in (Method("models", 16), Method("models", 64, local_period=16))
+        )
+        return 1 - nested / flat
+
+
+def fitted_table(constants: Constants) -> str:
+    """The constants in Markdown."""
+    lines = ["| constant | fitted |", "|---|---|"]
+    for name in NAMES:
+        text, scale, unit = UNITS[name]
+        lines.append(f"| {text} (`{name}`) | {scale * getattr(constants, name):.3g} {unit} |")
+    return "\n".join(lines)
+
+
+def error_table(measured: list[Sample], constants: Constants) -> str:
+    """Every cell in Markdown: measured, predicted, relative error."""
+    errors = relative_errors(measured, constants)
+    sizes = [abs(error) for error in errors]
+    lines = [
+        f"{len(measured)} cells; the median of the relative errors' sizes is {statistics.median(sizes):.0%}, the "
+        f"largest {max(sizes):.0%}.",
+        "",
+        "| where | method | measured, ms | predicted, ms | error |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for sample, error in zip(measured, errors, strict=True):
+        milliseconds = f"{1e3 * sample.seconds:.4g} | {1e3 * sample.predicted(constants):.4g}"
+        lines.append(f"| {sample.place} | {sample.name} | {milliseconds} | {error:+.0%} |")
+    return "\n".join(lines)
+
+
+def period_table(hardware: Hardware, link: float) -> str:
+    """What period keeps communication within the limit, in Markdown: plain / fp16 / overlapped over half a period."""
+    lines = [
+        "| parameters | Gbit/s |" + "".join(f" {workers:,} workers |" for workers in WORKERS),
+        "|---:|---:|" + "---:|" * len(WORKERS),
+    ]
+    for parameters in PARAMETERS:
+        for gigabits in GIGABITS:
+            cells = [
+                " / ".join(
+                    f"{hardware.period(parameters, workers, max(PER_HOST), gigabits, link, half, overlapped):,}"
+                    for half, overlapped in ((False, False), (True, False), (False, True))
+                )
+                for workers in WORKERS
+            ]
+            lines.append(f"| {count(parameters)} | {gigabits} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def hierarchy_table(hardware: Hardware, link: float, workers: int = 256) -> str:
+    """What rounds within hosts save, in Markdown: of a step's time, with 4 / with 8 GPUs a host."""
+    lines = [
+        "| parameters |" + "".join(f" {gigabits} Gbit/s |" for gigabits in GIGABITS),
+        "|---:|" + "---:|" * len(GIGABITS),
+    ]
+    for parameters in PARAMETERS:
+        cells = [
+            " / ".join(
+                f"{hardware.saved_by_hierarchy(parameters, workers, per_host, gigabits, link):.1%}"
+                for per_host in PER_HOST
+            )
+            for gigabits in GIGABITS
+        ]
+        lines.append(f"| {count(parameters)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def count(parameters: int) -> str:
+    """10⁶ → 1 M."""
+    return f"{parameters // 10**9} B" if parameters >= 10**9 else f"{parameters // 10**6} M"
+
+
+def write(path: Path, parts: dict[str, str]) -> None:
+    """Put every part between its marks.
+
+    Raises:
+        ValueError: naming the part whose marks the file lacks.
+    """
+    text = path.read_text()
+    for name, part in parts.items():
+        begin, end = (mark.format(name=name) for mark in MARKS)
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"{path} has no {begin!r} … {end!r}")
+        text = pattern.sub(lambda _, new=f"{begin}\n{part}\n{end}": new, text)
+    path.write_text(text)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__)
+    add = parser.add_argument
+    default = [RESULTS / "cluster.json", RESULTS / "round_loopback.json"]
+    add("--results", nargs="+", type=Path, default=default, help="what was measured (default: cluster and loopback)")
+    add("--docs", type=Path, default=ROOT / "docs" / "cost_model.md", help="default: docs/cost_model.md")
+    add("--plot", type=Path, default=RESULTS / "cost_model.png", help="default: benchmarks/results/cost_model.png")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fits, prints constants and errors, writes tables and picture."""
+    options = parse(arguments)
+    measured = [sample for path in options.results for sample in samples(json.loads(path.read_text()))]
+    constants, hardware = fit(measured), Hardware()
+    parts = {
+        "constants": fitted_table(constants),
+        "errors": error_table(measured, constants),
+        "periods": period_table(hardware, constants.link),
+        "hierarchy": hierarchy_table(hardware, constants.link),
+    }
+    print(parts["constants"], parts["errors"], sep="\n\n")
+    write(options.docs, parts)
+    cost_model_plot.plot(hardware, constants.link, options.plot)
+    print(f"\nPredictions: {options.docs}, {options.plot}")
+
+
+if __name__ == "__main__":
+    main()
