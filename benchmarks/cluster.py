@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cluster_plot, cluster_report
-from benchmarks.cluster_methods import HOROVOD, NAMES
+from benchmarks.cluster_methods import ALONE, HOROVOD, NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = [sys.executable, str(ROOT / "scripts" / "cluster")]
@@ -46,7 +46,7 @@ def measure(rate: str, options: argparse.Namespace, figures: Path) -> dict[str, 
     subprocess.run([*CLUSTER, "rate", rate], check=True)
     ranks = options.hosts * options.ranks_per_host
     where = ",".join(f"host{number + 1}:{options.ranks_per_host}" for number in range(options.hosts))
-    rounds = options.round_parameters if cluster_report.bits(rate) >= SLOWEST_FOR_ROUNDS else 0
+    rounds = options.round_layers if cluster_report.bits(rate) >= SLOWEST_FOR_ROUNDS else 0
     subprocess.run(
         [
             *(*CLUSTER, "exec", "--timeout", str(LONGEST), "host1", "--", "env", "HOROVOD_DYNAMIC_PROCESS_SETS=1"),
@@ -54,7 +54,7 @@ def measure(rate: str, options: argparse.Namespace, figures: Path) -> dict[str, 
             *(str(Path(sys.executable).with_name("horovodrun")), "--gloo", "-np", str(ranks), "-H", where),
             *("--network-interfaces", "eth0", sys.executable, "-m", "benchmarks.cluster_worker"),
             *("--rate", rate, "--width", str(options.width), "--seconds", str(options.seconds)),
-            *("--round-parameters", str(rounds), "--seeds", str(options.seeds), "--json", str(figures)),
+            *("--round-layers", str(rounds), "--seeds", str(options.seeds), "--json", str(figures)),
             *("--methods", *options.methods),
         ],
         cwd=ROOT,
@@ -78,15 +78,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=60.0, help="of throughput at each rate (default: %(default)s)")
     add("--seeds", type=int, default=3, help="of the time to 97 %% on digits; 0: none (default: %(default)s)")
     add("--width", type=int, default=40_000, help="of the hidden layer, 75 parameters each (default: %(default)s)")
-    add("--round-parameters", type=int, default=10_000_000,
-        help="of the model whose round is timed beside a bare allreduce; 0: none (default: %(default)s)")  # fmt: skip
+    add("--round-layers", type=int, default=10,
+        help="of a million parameters each: the model whose round is timed beside a bare allreduce, at 500 Mbit/s or "
+        "more; 0: none (default: %(default)s)")  # fmt: skip
     add("--hosts", type=int, default=3, help="default: %(default)s")
     add("--ranks-per-host", type=int, default=4, help="default: %(default)s")
     add("--json", type=Path, help="write all figures there")
     add("--plot", type=Path, help="write the picture there")
     options = parser.parse_args(arguments)
-    if HOROVOD not in options.methods:
-        parser.error(f"--methods must have {HOROVOD!r}: ratios are to it")
+    if not {ALONE, HOROVOD} <= set(options.methods):
+        parser.error(f"--methods must have {ALONE!r} and {HOROVOD!r}: the others are held against them")
     return options
 
 

@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import horovod.torch as hvd
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+import grawa_hvd
 from benchmarks import round as bench_round
-from benchmarks.cluster_methods import PARAMETERS_PER_UNIT
 from benchmarks.models import Shape, numel
-from benchmarks.round_methods import BareAllreduce, LgrawaRound, Method, UniformRound, Workload
+from benchmarks.round_methods import PULL, BareAllreduce, LgrawaRound, Method, UniformRound, Workload
 from benchmarks.round_report import OVER_LIMIT, quartiles
 
 SMALLEST_PROBE = 1 << 10
 PROBE_CALLS = 5
+MESSAGES = 4
 
 
-def rounds(parameters: int, seconds: float) -> dict[str, Any]:
+class InMessages(LgrawaRound):
+    """The same round in several messages: one is packed while another travels and a third is blended."""
+
+    name: ClassVar[str] = f"grawa_hvd LGRAWA, {MESSAGES} messages"
+
+    def __init__(self, work: Workload) -> None:
+        super().__init__(work)
+        self._optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(self._parameters, lr=0.0),
+            averaging=self.averaging,
+            period=1,
+            pull=PULL,
+            proximity=0.0,
+            groups=MESSAGES,
+        )
+
+    @property
+    def rows(self) -> list[str]:
+        return [self.name]
+
+    def timed(self) -> list[float]:
+        return super().timed()[:1]
+
+
+def rounds(layers: int, seconds: float) -> dict[str, Any]:
     """Our round beside a bare allreduce of as many bytes, as `benchmarks.round` times them; a collective.
 
     Args:
-        parameters: of the model at least, in the proportions of the one that is trained.
+        layers: of the model, 1,049,600 parameters each.
         seconds: after which no further pass begins.
     """
-    width = -(-parameters // PARAMETERS_PER_UNIT)
-    shapes: list[Shape] = [(width, 64), (width,), (10, width), (10,)]
+    shapes: list[Shape] = [(1024, 1024), (1024,)] * layers
     work = Workload("cluster", shapes, hvd.rank(), hvd.size())
-    kinds: tuple[type[Method], ...] = (BareAllreduce, UniformRound, LgrawaRound)
+    kinds: tuple[type[Method], ...] = (BareAllreduce, UniformRound, LgrawaRound, InMessages)
     methods = [kind(work) for kind in kinds]
     bench_round.check(methods, work)
     with bench_round.no_collection(), tqdm(disable=True) as bar:

@@ -30,6 +30,7 @@ from grawa_hvd.communicator import horovod_version
 
 FEWEST_PASSES = 3
 IDLE_SECONDS = 2.0
+TELL_EVERY = 5.0
 
 
 def check(methods: list[Trainee]) -> None:
@@ -59,7 +60,7 @@ def measure(methods: list[Trainee], wire: Wire, seconds: float) -> tuple[Tensor,
         Seconds of each block, the longest over the ranks, float64 [methods, passes]; and the bytes sent by all hosts,
         int64, likewise.
     """
-    order, begin, passes = random.Random(0), time.perf_counter(), 0
+    order, begin, told, passes = random.Random(0), time.perf_counter(), 0.0, 0
     took: dict[str, list[float]] = {method.name: [] for method in methods}
     sent: dict[str, list[int]] = {method.name: [] for method in methods}
     while _agreed(passes < FEWEST_PASSES or time.perf_counter() - begin < seconds):
@@ -68,8 +69,9 @@ def measure(methods: list[Trainee], wire: Wire, seconds: float) -> tuple[Tensor,
             took[method.name].append(method.block())
             sent[method.name].append(wire.sent())
         passes += 1
-        if hvd.rank() == 0:
-            print(f"  pass {passes}, {time.perf_counter() - begin:.0f} of {seconds:.0f} s", flush=True)
+        if hvd.rank() == 0 and time.perf_counter() > told + TELL_EVERY:
+            told = time.perf_counter()
+            print(f"  pass {passes}, {told - begin:.0f} of {seconds:.0f} s", flush=True)
     times = torch.tensor(list(took.values()), dtype=torch.float64)
     dist.all_reduce(times, op=dist.ReduceOp.MAX)
     return times, torch.tensor([over_hosts(blocks) for blocks in sent.values()])
@@ -133,8 +135,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **train(options, data, Wire(options.interface)),
         "allreduce": cluster_rounds.probes(4 * PARAMETERS_PER_UNIT * options.width),
     }
-    if options.round_parameters:
-        cell["round"] = cluster_rounds.rounds(options.round_parameters, options.seconds / 4)
+    if options.round_layers:
+        cell["round"] = cluster_rounds.rounds(options.round_layers, options.seconds / 4)
     if options.seeds:
         cell["digits"] = cluster_digits.races(data, options.seeds, hvd.rank() == 0)
     return cell
@@ -149,7 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="METHOD")
     add("--width", type=int, default=40_000, help="of the hidden layer; 75 parameters a unit (default: %(default)s)")
     add("--seconds", type=float, default=60.0, help="of throughput (default: %(default)s)")
-    add("--round-parameters", type=int, default=0, help="of the model whose round is timed (default: none)")
+    add("--round-layers", type=int, default=0, help="of the model whose round is timed (default: none)")
     add("--seeds", type=int, default=0, help="of the time to 97 %% on digits (default: none)")
     add("--json", type=Path, required=True, help="rank 0 writes the figures there")
     options = parser.parse_args(arguments)

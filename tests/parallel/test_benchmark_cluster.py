@@ -42,7 +42,7 @@ def data(rank: int) -> Data:
 @pytest.mark.ranks(2)
 def test_measures_every_method_and_writes_figures_table_and_picture(rank: int, tmp_path: Path) -> None:
     figures, picture = tmp_path / "cell.json", tmp_path / "cell.png"
-    sizes = ["--width", str(WIDTH), "--round-parameters", "7500", "--seconds", "0"]
+    sizes = ["--width", str(WIDTH), "--round-layers", "1", "--seconds", "0"]
     cluster_worker.main(["--interface", "lo", *sizes, "--json", str(figures)])
     if rank > 0:
         return
@@ -120,7 +120,7 @@ def _cell(rate: str, faster: float, sent: float, over_limit: float) -> dict[str,
         return dict.fromkeys(("lower_quartile", "median", "upper_quartile"), value)
 
     method = {"kind": "models", "period": 16, "local_period": 0, "half": False, "overlap": 0}
-    row = {"name": TAU_16, "method": method, "images_over_horovod": same(faster), "bytes_over_horovod": same(sent)}
+    row = {"name": TAU_16, "method": method, "images_over_horovod": same(faster), "own_bytes_over_horovod": same(sent)}
     timed = {"parameters": 10_000_000, "rows": [{"name": "grawa_hvd LGRAWA", "over_bare_allreduce": same(over_limit)}]}
     return {"rate": rate, "rows": [row], "round": timed}
 
