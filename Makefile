@@ -9,7 +9,7 @@ CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 NP ?= 2 4
 ARGS ?=
 
-.PHONY: help demo cluster bench-kernels bench-step bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
+.PHONY: help demo cluster bench-kernels bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,15 @@ bench-step: ## time a local step beside the bare torch optimizer, on 2 processes
 	@$(SETUP) examples
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 $(BIN)/horovodrun -np 2 -H localhost:2 \
 	  $(BIN)/python -m benchmarks.local_step $(ARGS)
+
+bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; needs root; ARGS="--rates 1gbit --seconds 20"
+	@$(SETUP) examples
+	timeout 3600 $(BIN)/python -m benchmarks.cluster \
+	  --json benchmarks/results/cluster.json --plot benchmarks/results/cluster.png $(ARGS)
+
+cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
+	@$(SETUP) examples
+	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples

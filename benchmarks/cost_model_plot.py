@@ -46,7 +46,7 @@ def _panel(axes: Any, hardware: Hardware, link: float, parameters: int) -> None:
             periods = [hardware.period(parameters, workers, max(PER_HOST), gigabits, link, overlapped=overlapped)
                        for workers in WORKERS]  # fmt: skip
             label = None if overlapped else f"{gigabits} Gbit/s"
-            axes.plot(WORKERS, periods, style, color=f"C{number}", linewidth=1.2 if overlapped else 2, label=label)
+            axes.plot(WORKERS, periods, style, color=f"C{number}", linewidth=2, zorder=2 + overlapped, label=label)
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(WORKERS, [f"{workers}" for workers in WORKERS], fontsize=8)
     axes.minorticks_off()
