@@ -102,9 +102,10 @@ def main(arguments: list[str] | None = None) -> None:
         for rate in options.rates:
             cells.append(measure(rate, options, Path(folder, "cell.json")))
             print(cluster_report.table(cells[-1]), flush=True)
+            if options.json is not None:  # what is there already must not depend on the rates to come
+                options.json.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
     print("", *cluster_report.verdicts(cells), sep="\n")
     if options.json is not None:
-        options.json.write_text(json.dumps({"cells": cells}, indent=1) + "\n")
         print(f"All figures: {options.json}")
     if options.plot is not None:
         cluster_plot.plot(cells, options.plot)

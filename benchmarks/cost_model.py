@@ -11,8 +11,8 @@ multiplies all that the processor does. The step of a method:
 
     alone       c
     gradients   c + allreduce(B)
-    models      c + [allreduce(B) + round · B · share + local rounds] / τ
-    overlap     in place of k · c + allreduce:   host + max(k · c, latency + wire)
+    models      c' + [allreduce(B) + round · B · share + local rounds] / τ,   c' = c + local · B · share
+    overlap     in place of k · c' + allreduce:   host + max(k · c', latency + wire)
 
 fp16 halves B on the wire and costs `half` · B · share. `python -m benchmarks.cost_model` fits the constants to what was
 measured and writes what they predict; see docs/cost_model.md.
@@ -34,7 +34,8 @@ class Constants:
         software: of the host, for each byte that a rank sends.
         link: 1 / efficiency: the time on the wire over that at the nominal rate.
         round: of a round beside its all-reduce (pack, blend), for each byte of the model.
-        half: of the conversion to 16 bits and back, for each byte of the model in float32.
+        half: of the conversion to 16 bits and back and the sums in 16 bits, for each byte of the model in float32.
+        local: of a local step of ours beside the plain optimizer's (norms, the pull to the centre), likewise.
     """
 
     latency: float
@@ -42,6 +43,7 @@ class Constants:
     link: float = 1.0
     round: float = 0.0
     half: float = 0.0
+    local: float = 0.0
 
 
 def ring(ranks: int) -> int:
@@ -87,7 +89,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Method:
-    """How workers train: `kind` is "alone", "gradients", "models", or "allreduce", which has no compute."""
+    """How workers train: `kind` is "alone", "gradients", "models"; "allreduce" and "round" are those by themselves."""
 
     kind: str
     period: int = 1
@@ -139,7 +141,16 @@ def step_seconds(method: Method, size: float, compute: float, constants: Constan
         return collective.seconds
     if method.kind == "gradients":
         return compute + collective.seconds
-    return compute + (exposed(method, collective, compute) + _beside(method, size, constants, cluster)) / method.period
+    beside = _beside(method, size, constants, cluster)
+    if method.kind == "round":
+        return collective.seconds + beside
+    own = local_seconds(size, compute, constants, cluster)
+    return own + (exposed(method, collective, own) + beside) / method.period
+
+
+def local_seconds(size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
+    """A local step of ours, between rounds."""
+    return compute + constants.local * size * cluster.share
 
 
 def exposed(method: Method, collective: Collective, compute: float) -> float:
@@ -160,8 +171,9 @@ def _beside(method: Method, size: float, constants: Constants, cluster: Cluster)
 
 
 def communication(method: Method, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
-    """The share of a step that is not compute, from 0 to 1."""
-    return 1 - compute / step_seconds(method, size, compute, constants, cluster)
+    """The share of a step of ours that rounds take, from 0 to 1."""
+    own = local_seconds(size, compute, constants, cluster)
+    return 1 - own / step_seconds(method, size, compute, constants, cluster)
 
 
 def period_for(limit: float, size: float, compute: float, constants: Constants, cluster: Cluster, half: bool = False,

@@ -15,8 +15,9 @@ from benchmarks.cost_model import Cluster, Constants, Method, step_seconds
 from benchmarks.round_methods import BareAllreduce, LgrawaRound
 
 NAMES = tuple(field.name for field in fields(Constants))
-# Where the search begins: 50 µs, 1 GB/s, the nominal rate, 10 GB/s twice.
-START = Constants(5e-5, 1e-9, 1.0, 1e-10, 1e-10)
+ALONE_KINDS = {BareAllreduce.name: Method("allreduce"), LgrawaRound.name: Method("round")}
+# Where the search begins: 50 µs, 1 GB/s, the nominal rate, 10 GB/s for the rest.
+START = Constants(5e-5, 1e-9, 1.0, 1e-10, 1e-10, 1e-10)
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,13 @@ def samples(results: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _of_round(cell: dict[str, Any], processors: int) -> Iterator[Sample]:
-    """Rounds alone: a period of 1 and no compute."""
-    kinds = {BareAllreduce.name: Method("allreduce"), LgrawaRound.name: Method("models")}
+    """All-reduces and rounds by themselves."""
     ranks, hosts = cell["ranks"], cell["hosts"]
     cluster = Cluster(ranks, ranks // hosts, processors=processors)
     where = f"{ranks} ranks, loopback, {cell['model']}"
     for row in cell["rows"]:
-        if row["name"] in kinds:
-            kind, seconds = kinds[row["name"]], row["seconds"]["median"]
+        if row["name"] in ALONE_KINDS:
+            kind, seconds = ALONE_KINDS[row["name"]], row["seconds"]["median"]
             yield Sample(where, row["name"], kind, cell["model_bytes"], 0.0, cluster, seconds)
 
 
@@ -77,6 +77,10 @@ def _of_cluster(cell: dict[str, Any]) -> Iterator[Sample]:
     for row in cell["rows"]:
         if row["method"]["kind"] != "alone":
             yield Sample(where, row["name"], Method(**row["method"]), size, compute, cluster, by_name[row["name"]])
+    for row in cell.get("round", {}).get("rows", []):
+        if row["name"] in ALONE_KINDS:
+            kind, seconds = ALONE_KINDS[row["name"]], row["seconds"]["median"]
+            yield Sample(where, row["name"], kind, 4 * cell["round"]["parameters"], 0.0, cluster, seconds)
     for probe in cell["allreduce"]:
         name, seconds = f"allreduce of {probe['bytes']:,} bytes", probe["seconds"]["median"]
         yield Sample(where, name, Method("allreduce"), probe["bytes"], 0.0, cluster, seconds)

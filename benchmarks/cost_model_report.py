@@ -29,7 +29,8 @@ UNITS = {
     "software": ("host, a byte sent", 1e9, "ns"),
     "link": ("wire time over nominal", 1.0, ""),
     "round": ("round beside its all-reduce, a byte", 1e9, "ns"),
-    "half": ("fp16 and back, a byte", 1e9, "ns"),
+    "half": ("16 bits: conversion and sums, a byte", 1e9, "ns"),
+    "local": ("local step beside the plain one, a byte", 1e9, "ns"),
 }
 
 
@@ -160,10 +161,10 @@ def write(path: Path, parts: dict[str, str]) -> None:
     text = path.read_text()
     for name, part in parts.items():
         begin, end = (mark.format(name=name) for mark in MARKS)
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(text):
+        found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", text, re.DOTALL)
+        if not found:
             raise ValueError(f"{path} has no {begin!r} … {end!r}")
-        text = pattern.sub(lambda _, new=f"{begin}\n{part}\n{end}": new, text)
+        text = text[: found.start()] + f"{begin}\n{part}\n{end}" + text[found.end() :]
     path.write_text(text)
 
 
@@ -171,8 +172,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__)
     add = parser.add_argument
-    default = [RESULTS / "cluster.json", RESULTS / "round_loopback.json"]
-    add("--results", nargs="+", type=Path, default=default, help="what was measured (default: cluster and loopback)")
+    add("--fit", nargs="+", type=Path, default=[RESULTS / "cluster.json"],
+        help="what the constants are fitted to (default: what make bench-cluster wrote)")  # fmt: skip
+    add("--check", nargs="*", type=Path, default=[RESULTS / "round_loopback.json"],
+        help="what is predicted with them, from other numbers of ranks (default: what make bench-round wrote)")  # fmt: skip
     add("--docs", type=Path, default=ROOT / "docs" / "cost_model.md", help="default: docs/cost_model.md")
     add("--plot", type=Path, default=RESULTS / "cost_model.png", help="default: benchmarks/results/cost_model.png")
     return parser.parse_args(arguments)
@@ -181,15 +184,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Fits, prints constants and errors, writes tables and picture."""
     options = parse(arguments)
-    measured = [sample for path in options.results for sample in samples(json.loads(path.read_text()))]
+    measured, others = (
+        [sample for path in paths for sample in samples(json.loads(path.read_text()))]
+        for paths in (options.fit, options.check)
+    )
     constants, hardware = fit(measured), Hardware()
     parts = {
         "constants": fitted_table(constants),
         "errors": error_table(measured, constants),
+        "check": error_table(others, constants) if others else "Nothing to check against.",
         "periods": period_table(hardware, constants.link),
         "hierarchy": hierarchy_table(hardware, constants.link),
     }
-    print(parts["constants"], parts["errors"], sep="\n\n")
+    print(parts["constants"], parts["errors"], parts["check"], sep="\n\n")
     write(options.docs, parts)
     cost_model_plot.plot(hardware, constants.link, options.plot)
     print(f"\nPredictions: {options.docs}, {options.plot}")

@@ -25,13 +25,13 @@ from benchmarks.cost_model import (
 )
 from benchmarks.cost_model_fit import NAMES, Sample, fit, relative_errors, samples
 
-TRUE = Constants(latency=2e-4, software=3e-10, link=1.1, round=4e-10, half=7e-10)
+TRUE = Constants(latency=2e-4, software=3e-10, link=1.1, round=4e-10, half=7e-10, local=1e-10)
 THREE_HOSTS = Cluster(12, 4, 1e9, processors=2)
 SIZE, COMPUTE = 12e6, 0.05
 METHODS = [
     Method("gradients"), Method("gradients", half=True), Method("models", 4), Method("models", 16),
     Method("models", 16, local_period=4), Method("models", 16, half=True), Method("models", 16, overlap=8),
-    Method("allreduce"),
+    Method("allreduce"), Method("round"),
 ]  # fmt: skip
 
 
@@ -82,6 +82,10 @@ def test_steps_by_hand() -> None:
     assert step_seconds(Method("models", 4), 16, 3.0, constants, cluster) == 7.0
     assert step_seconds(Method("models", 4, overlap=2), 16, 3.0, constants, cluster) == 5.5
     assert communication(Method("models", 4), 16, 3.0, constants, cluster) == pytest.approx(4 / 7)
+    slower = replace(constants, local=0.125)
+    assert step_seconds(Method("models", 4), 16, 3.0, slower, cluster) == 9.0
+    assert communication(Method("models", 4), 16, 3.0, slower, cluster) == pytest.approx(4 / 9)
+    assert step_seconds(Method("round"), 16, 3.0, slower, cluster) == 16.0
 
 
 def test_overlap_hides_what_is_away_from_the_processor_and_no_more() -> None:
@@ -139,7 +143,7 @@ def test_both_kinds_of_results_become_samples() -> None:
     rows = [{"name": name, "seconds": quartiles} for name in ("bare hvd.allreduce_", "grawa_hvd LGRAWA", "another")]
     round_cell = {"ranks": 4, "hosts": 1, "model": "m", "model_bytes": 8, "rows": rows}
     bare, whole = samples({"runs": [{"processors": 2, "cells": [round_cell]}]})
-    assert (bare.method, whole.method, whole.compute) == (Method("allreduce"), Method("models"), 0.0)
+    assert (bare.method, whole.method, whole.compute) == (Method("allreduce"), Method("round"), 0.0)
     assert bare.cluster.share == 2
 
 
