@@ -22,7 +22,7 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
     cells = sorted(cells, key=lambda cell: bits(cell["rate"]))
     figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained", width_ratios=(3, 2))
-    colors = _colors(cells[0]["rows"])
+    colors = _colors([row for cell in cells for row in cell["rows"]])
     _throughput(left, cells, colors)
     shaped = [cell for cell in cells if cell["rate"] != "none"]
     _bytes(right, (shaped or cells)[-1], colors)
@@ -40,13 +40,16 @@ def plot(cells: list[dict[str, Any]], path: Path) -> None:
 
 def _colors(rows: list[dict[str, Any]]) -> dict[str, str]:
     left = {kind: list(names) for kind, names in COLORS.items()}
-    return {row["name"]: left[row["method"]["kind"]].pop(0) for row in rows}
+    kinds = {row["name"]: row["method"]["kind"] for row in rows}
+    return {name: left[kind].pop(0) for name, kind in kinds.items()}
 
 
 def _throughput(axes: Any, cells: list[dict[str, Any]], colors: dict[str, str]) -> None:
-    rates = _positions(cells)
-    for number, row in enumerate(cells[0]["rows"]):
-        values = [cell["rows"][number]["images_per_second"] for cell in cells]
+    positions = _positions(cells)
+    by_name = [{row["name"]: row["images_per_second"] for row in cell["rows"]} for cell in cells]
+    for row in max((cell["rows"] for cell in cells), key=len):
+        rates, values = zip(*[(x, rows[row["name"]]) for x, rows in zip(positions, by_name, strict=True)
+                              if row["name"] in rows], strict=True)  # fmt: skip
         middle = [value["median"] for value in values]
         whiskers = [
             [value["median"] - value["lower_quartile"] for value in values],
@@ -56,13 +59,14 @@ def _throughput(axes: Any, cells: list[dict[str, Any]], colors: dict[str, str]) 
         axes.errorbar(rates, middle, whiskers, label=row["name"], color=colors[row["name"]], linestyle=style,
                       marker="o", markersize=4, linewidth=1.8, elinewidth=0.8)  # fmt: skip
     axes.set(xscale="log", yscale="log", ylabel="images / s, all ranks", xlabel="rate of each host's link, each way")
-    axes.set_xticks(rates, [rate_name(cell["rate"]) for cell in cells])
+    axes.set_xticks(positions, [rate_name(cell["rate"]) for cell in cells])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(_ticks())
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    axes.set_ylim(bottom=axes.get_ylim()[0] / 8)  # room for the names
+    axes.legend(fontsize=8, frameon=False, loc="lower right", ncols=2)
     axes.set_title("Throughput", loc="left", fontsize=10)
 
 
@@ -89,7 +93,7 @@ def _bytes(axes: Any, cell: dict[str, Any], colors: dict[str, str]) -> None:
         )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
     axes.set(xscale="log", xlabel="MB a step, all hosts, by their interfaces' counters")
-    axes.set_xlim(right=2 * max(sent))
+    axes.set_xlim(min(sent) / 4, 2 * max(sent))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.invert_yaxis()
     axes.grid(alpha=0.25, axis="x")

@@ -175,7 +175,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--fit", nargs="+", type=Path, default=[RESULTS / "cluster.json"],
         help="what the constants are fitted to (default: what make bench-cluster wrote)")  # fmt: skip
     add("--check", nargs="*", type=Path, default=[RESULTS / "round_loopback.json"],
-        help="what is predicted with them, from other numbers of ranks (default: what make bench-round wrote)")  # fmt: skip
+        help="what is predicted with them, for other numbers of ranks (default: of make bench-round)")  # fmt: skip
     add("--docs", type=Path, default=ROOT / "docs" / "cost_model.md", help="default: docs/cost_model.md")
     add("--plot", type=Path, default=RESULTS / "cost_model.png", help="default: benchmarks/results/cost_model.png")
     return parser.parse_args(arguments)
