@@ -19,7 +19,8 @@ from examples.digits import Data, Net, accuracy, evaluation
 TARGET = 0.97
 BATCH, RATE, MOMENTUM = 32, 0.03, 0.9
 LOOK_EVERY, MOST_STEPS = 16, 512
-PERIODS = (0, 4, 16)  # 0: gradients are averaged, every step
+# (τ, outer momentum); τ = 0: gradients are averaged, every step.
+METHODS = ((0, 0.0), (4, 0.0), (16, 0.0), (16, 0.7))
 
 
 def batches(data: Data, seed: int) -> Iterator[Tensor]:
@@ -29,12 +30,14 @@ def batches(data: Data, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(len(data.images), generator=order).split(BATCH)
 
 
-def name_of(period: int) -> str:
+def name_of(period: int, outer_momentum: float) -> str:
     """Of a row."""
-    return f"LGRAWA τ = {period}" if period else "hvd.DistributedOptimizer"
+    if not period:
+        return "hvd.DistributedOptimizer"
+    return f"LGRAWA τ = {period}" + (f", outer momentum {outer_momentum}" if outer_momentum else "")
 
 
-def race(data: Data, period: int, seed: int) -> dict[str, Any]:
+def race(data: Data, period: int, outer_momentum: float, seed: int) -> dict[str, Any]:
     """Train until the mean of the workers has the target accuracy; a collective.
 
     Returns:
@@ -45,7 +48,7 @@ def race(data: Data, period: int, seed: int) -> dict[str, Any]:
     plain = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     names = [(f"race.{name}", parameter) for name, parameter in model.named_parameters()]
     optimizer: Any = (
-        grawa_hvd.DistributedGrawaOptimizer(plain, names, period=period)
+        grawa_hvd.DistributedGrawaOptimizer(plain, names, period=period, outer_momentum=outer_momentum)
         if period
         else hvd.DistributedOptimizer(plain, names)
     )
@@ -69,13 +72,14 @@ def race(data: Data, period: int, seed: int) -> dict[str, Any]:
 
 def races(data: Data, seeds: int, tell: bool) -> list[dict[str, Any]]:
     """All methods from each seed, one after the other; a collective."""
-    found: dict[int, list[dict[str, Any]]] = {period: [] for period in PERIODS}
+    found: dict[str, list[dict[str, Any]]] = {name_of(*method): [] for method in METHODS}
     for seed in range(seeds):
-        for period in PERIODS:
-            found[period].append(race(data, period, seed))
+        for method in METHODS:
+            runs = found[name_of(*method)]
+            runs.append(race(data, *method, seed))
             if tell:
-                print(f"  digits, seed {seed}, {name_of(period)}: {found[period][-1]}", flush=True)
-    return [summary(name_of(period), runs) for period, runs in found.items()]
+                print(f"  digits, seed {seed}, {name_of(*method)}: {runs[-1]}", flush=True)
+    return [summary(name, runs) for name, runs in found.items()]
 
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class Trainee(ABC):
     def fault(self) -> str:
         """What is wrong with the training so far; nothing if nothing is. Not a collective."""
         loss = self.loss()
-        return "" if loss < self._start else f"the loss went from {self._start:.3g} to {loss:.3g}"
+        # A handful of steps need not make it less; a wrong sum makes it much more.
+        return "" if loss < 2 * self._start else f"the loss went from {self._start:.3g} to {loss:.3g}"
 
     @abstractmethod
     def shared(self) -> list[Tensor]:

@@ -34,7 +34,7 @@ TELL_EVERY = 5.0
 
 
 def check(methods: list[Trainee]) -> None:
-    """What was trained must be finite, better than at the start, and the same on all ranks; a collective.
+    """What was trained must be finite, not have diverged, and be the same on all ranks; a collective.
 
     Raises:
         WrongResultError: on every rank, if it is not so on one.

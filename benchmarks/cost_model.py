@@ -4,7 +4,8 @@ An all-reduce of B bytes among n ranks, 4 of them on a host:
 
     latency   α · hops(n)                 hops of a ring: 2(n − 1); of a tree: 2⌈log₂ n⌉
     wire      r · (link / bandwidth)      r = 2(n − 1)/n · B, what a rank sends; one stream of a ring leaves a host
-    host      r · software · share        the processor's part: copying and adding
+    host      r · software · share        the processor's part, copying and adding, while other pieces are on the wire
+    together  latency + max(host, wire)
 
 `share` is the number of ranks for each processor where ranks have to share them, 1 on a machine that has enough: it
 multiplies all that the processor does. The step of a method:
@@ -12,7 +13,7 @@ multiplies all that the processor does. The step of a method:
     alone       c
     gradients   c + allreduce(B)
     models      c' + [allreduce(B) + round · B · share + local rounds] / τ,   c' = c + local · B · share
-    overlap     in place of k · c' + allreduce:   host + max(k · c', latency + wire)
+    overlap     in place of k · c' + allreduce:   host + max(k · c', what is left of it without the processor's part)
 
 fp16 halves B on the wire and costs `half` · B · share. `python -m benchmarks.cost_model` fits the constants to what was
 measured and writes what they predict; see docs/cost_model.md.
@@ -100,7 +101,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Collective:
-    """Seconds of an all-reduce: `host` keeps the processor, `away` does not."""
+    """Seconds of an all-reduce: `host` keeps the processor, `away` are the others."""
 
     host: float
     away: float
@@ -114,8 +115,9 @@ class Collective:
 def allreduce(size: float, ranks: int, bandwidth: float, constants: Constants, cluster: Cluster) -> Collective:
     """An all-reduce of `size` bytes among `ranks` of the cluster's ranks, over links of `bandwidth` bits a second."""
     sent = 2 * (ranks - 1) / ranks * size
+    host, wire = sent * constants.software * cluster.share, sent * constants.link * 8 / bandwidth
     latency = constants.latency * cluster.hops(ranks) * cluster.share
-    return Collective(sent * constants.software * cluster.share, latency + sent * constants.link * 8 / bandwidth)
+    return Collective(host, latency + max(0.0, wire - host))
 
 
 def whole(size: float, half: bool, constants: Constants, cluster: Cluster) -> Collective:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cluster_plot, cluster_report, cluster_worker
+from benchmarks import cluster_digits, cluster_plot, cluster_report, cluster_worker
 from benchmarks import round as bench_round
 from benchmarks.cluster_methods import ALONE, HOROVOD, NAMES, Trainee, trainees
 from benchmarks.cluster_wire import Wire, over_hosts
@@ -85,7 +85,7 @@ def test_a_model_that_differs_on_one_rank_is_refused_on_all(
 
 
 @pytest.mark.ranks(min=2)
-def test_training_that_has_got_nowhere_is_refused(
+def test_training_that_has_diverged_is_refused(
     group: None, data: Data, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = trainees([HOROVOD], data, WIDTH)
@@ -103,6 +103,20 @@ def test_an_overlapped_round_begins_and_ends_within_a_block(group: None, data: D
     for rounds in (2, 3):
         method.block()
         assert method._optimizer.rounds == rounds  # type: ignore[attr-defined]
+
+
+@pytest.mark.ranks(min=2)
+@pytest.mark.parametrize("target", [0.9, 1.1])
+def test_the_time_to_an_accuracy_is_told_where_it_is_reached_and_only_there(
+    group: None, data: Data, monkeypatch: pytest.MonkeyPatch, target: float
+) -> None:
+    monkeypatch.setattr(cluster_digits, "TARGET", target)
+    monkeypatch.setattr(cluster_digits, "MOST_STEPS", 64)
+    rows = cluster_digits.races(data, 1, False)
+    assert [row["name"] for row in rows] == [cluster_digits.name_of(*method) for method in cluster_digits.METHODS]
+    for row in rows:
+        assert row["reached"] == (1 if target < 1 else 0)
+        assert (row["steps"] in (16, 32, 48, 64) and row["seconds"] > 0) if target < 1 else row["steps"] is None
 
 
 @pytest.mark.ranks(min=2)
