@@ -25,6 +25,7 @@ CLUSTER = [sys.executable, str(ROOT / "scripts" / "cluster")]
 # Below this a bare allreduce of 10 million parameters takes seconds, and a handful of them minutes.
 SLOWEST_FOR_ROUNDS = 0.5e9
 LONGEST = 1500
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -34,6 +35,8 @@ def cluster(hosts: int) -> Iterator[None]:
     try:
         yield
     finally:
+        for number in ENDING:  # a second signal must not leave the hosts half taken down
+            signal.signal(number, signal.SIG_IGN)
         subprocess.run([*CLUSTER, "down"], check=True)
 
 
@@ -95,7 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures, prints tables, and writes JSON and picture where asked."""
     options = parse(arguments)
     # timeout(1) and a closed terminal must not leave the hosts behind.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     cells = []
     with cluster(options.hosts), tempfile.TemporaryDirectory() as folder:
