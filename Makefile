@@ -9,7 +9,8 @@ CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 NP ?= 2 4
 ARGS ?=
 
-.PHONY: help demo cluster bench-kernels bench-round test cluster-test lint format cuda-check cuda-load wheels gpu-check clean
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model test cluster-test lint format cuda-check cuda-load \
+  wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
