@@ -92,9 +92,12 @@ class Companion:
         factors = self.factors(scores, usable)
         total = factors.sum(dim=0)
         outside = (factors != 0) & ((factors < FACTORS[0]) | (factors > FACTORS[1]))
-        fit = (total > 0).all() & ~outside.any()
+        dead = ((scores == 0) | ~usable[:, None]).all(dim=0)
+        # A layer that one worker has learned in since: the others' w = 1 says nothing, and is in the sum.
+        revived = self._dead & ~dead & ((scores == 0) & usable[:, None]).any(dim=0)
+        fit = (total > 0).all() & ~outside.any() & ~revived.any()
         self.age += 1
-        self._dead = ((scores == 0) | ~usable[:, None]).all(dim=0)
+        self._dead = dead
         return self.divided(total) if fit else None
 
     def divided(self, total: Tensor) -> list[Underway]:
