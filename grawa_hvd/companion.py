@@ -35,9 +35,10 @@ class Companion:
     Args:
         layout: the model.
         averaging: a policy that is `separable`.
+        age: greater than that of any companion that this rank had before.
     """
 
-    def __init__(self, layout: Layout, averaging: Averaging) -> None:
+    def __init__(self, layout: Layout, averaging: Averaging, age: int = 0) -> None:
         self._layout, self._averaging = layout, averaging
         self._wires = [bucket.new_buffer() for bucket in layout.buckets]
         self._averages = [torch.empty_like(wire) for wire in self._wires]
@@ -51,7 +52,9 @@ class Companion:
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
         self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
         self._attempts = 0
-        self.age = 0  # rounds that this rank knows of: ranks of the same age know the same
+        # Grows with all that a rank comes to know or forgets, and never shrinks: a rank that was away while others went
+        # on is younger than they are, and ranks of the same age know the same.
+        self.age = age
 
     def send(self, factors: Tensor, communicator: Communicator) -> None:
         """Start the sum with this worker's w, one a layer, [L]; a collective."""
@@ -70,10 +73,10 @@ class Companion:
         self._sums.clear()
         self._attempts += 1
 
-    def forget(self) -> None:
-        """Know nothing of earlier rounds, as a rank that arrives."""
+    def forget(self, oldest: int) -> None:
+        """Know nothing of earlier rounds, as a rank that arrives; `oldest` is the greatest age of those who meet."""
         self._dead.zero_()
-        self.age = 0
+        self.age = oldest + 1
 
     def factors(self, scores: Tensor, usable: Tensor) -> Tensor:
         """w of workers with these scores, [M, L], as the kernels round them; 0 for one that is not usable, [M]."""

@@ -89,7 +89,8 @@ class Meeting:
         self.progress = {rank: Progress(*(int(number) for number in header[rank][3:7])) for rank in self.present}
         self.taken = {rank: int(header[rank][7]) for rank in self.present}
         self.parameters = {rank: header[rank][8] for rank in self.present}
-        self.same_age = len({header[rank][9] for rank in self.present}) == 1
+        ages = {int(header[rank][9]) for rank in self.present}
+        self.same_age, self.oldest = len(ages) == 1, max(ages)
         self.distances = [header[rank][10] if rank in self.present else math.nan for rank in range(self.size)]
         self.finite = [rank for rank in self.present if header[rank][12]]
         # The largest distance from the centre of a worker that counts.

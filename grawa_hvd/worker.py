@@ -38,7 +38,6 @@ class Worker:
     """
 
     _center: Center
-    _companion: Companion | None
     _host_center: Center | None
     _estimate: NormEstimate
     _terms: Terms
@@ -59,6 +58,7 @@ class Worker:
         self._proximity = settings.proximity / settings.period
         self._on_round = on_round
         self._host: HostGroup | None = None
+        self._companion: Companion | None = None
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
@@ -257,7 +257,7 @@ class Worker:
             if meeting.arriving:
                 self.finish_rounds()
             if companion is not None and (meeting.arriving or not meeting.same_age):
-                companion.forget()
+                companion.forget(meeting.oldest)
             if not (meeting.arriving and purpose is not Purpose.ARRIVAL):
                 self._taken = 0
             if meeting.adopting:
@@ -382,7 +382,7 @@ class Worker:
         averaging, schedule = self._settings.averaging, self._settings.schedule
         whole = schedule.fragments == 1 and not schedule.local_period and not self._settings.overlap
         if whole and self._communicator.exact and is_fit_for_companion(layout, averaging):
-            return Companion(layout, averaging)
+            return Companion(layout, averaging, age=0 if self._companion is None else self._companion.age + 1)
         return None
 
     @property
