@@ -51,17 +51,21 @@ class Companion:
         self._single[layout.layer_of[torch.tensor(single, device=layout.device)]] = True
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
         self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
-        self._attempts = 0
         # Grows with all that a rank comes to know or forgets, and never shrinks: a rank that was away while others went
         # on is younger than they are, and ranks of the same age know the same.
         self.age = age
 
-    def send(self, factors: Tensor, communicator: Communicator) -> None:
-        """Start the sum with this worker's w, one a layer, [L]; a collective."""
+    def send(self, factors: Tensor, communicator: Communicator, refusals: int) -> None:
+        """Start the sum with this worker's w, one a layer, [L]; a collective.
+
+        Args:
+            factors: w; communicator: the workers.
+            refusals: meetings so far that were refused: each may have left a sum behind under the name it had.
+        """
         own = factors[self._layout.layer_of]
         for bucket, wire in zip(self._layout.buckets, self._wires, strict=True):
             bucket.table.pack(own[bucket.indices], wire)
-            self._sums.append(communicator.sum_async_(wire, f"companion.{self._attempts}.{bucket.name}"))
+            self._sums.append(communicator.sum_async_(wire, f"companion.{refusals}.{bucket.name}"))
 
     def receive(self) -> None:
         """Wait for the sum."""
@@ -71,7 +75,6 @@ class Companion:
     def give_up(self) -> None:
         """Leave a sum behind that not all ranks have started: their models differ."""
         self._sums.clear()
-        self._attempts += 1
 
     def forget(self, oldest: int) -> None:
         """Know nothing of earlier rounds, as a rank that arrives; `oldest` is the greatest age of those who meet."""

@@ -59,6 +59,7 @@ class Worker:
         self._on_round = on_round
         self._host: HostGroup | None = None
         self._companion: Companion | None = None
+        self._refusals = 0
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
@@ -242,11 +243,13 @@ class Worker:
                 )
             if companion is not None:
                 with phases("pack"):
-                    companion.send(self._factors(purpose, contribution, state, companion), self._communicator)
+                    factors = self._factors(purpose, contribution, state, companion)
+                    companion.send(factors, self._communicator, self._refusals)
             with phases("waited"):
                 try:
                     meeting = exchange(row, self._terms, self._communicator)
-                except ValueError:
+                except ValueError:  # on every rank, also those whose models are too large for a companion
+                    self._refusals += 1
                     if companion is not None:
                         companion.give_up()
                     raise
