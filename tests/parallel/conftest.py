@@ -17,6 +17,8 @@ import horovod.torch as hvd
 import pytest
 import torch
 
+import grawa_hvd.companion
+
 SECONDS_PER_TEST = 60
 # Horovod is up only once the first test runs; its launcher says who this is from the start.
 RANK, SIZE = int(os.environ.get("HOROVOD_RANK", "0")), int(os.environ.get("HOROVOD_SIZE", "1"))
@@ -85,6 +87,14 @@ def rank() -> int:
 @pytest.fixture
 def size() -> int:
     return int(hvd.size())
+
+
+@pytest.fixture(params=["beside the rows", "after the rows"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How averages travel: small models do so with the rows of a meeting, unless they are told not to."""
+    if request.param == "after the rows":
+        monkeypatch.setattr(grawa_hvd.companion, "LARGEST", 0)
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

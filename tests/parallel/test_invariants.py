@@ -21,7 +21,19 @@ pytestmark = pytest.mark.ranks(min=2)
 
 POLICIES = ["grawa", "mgrawa", "lgrawa", "uniform"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+PATHS = ["beside the rows", "after the rows"]
+
+# Half types never travel beside the rows.
+by_dtype_and_path = pytest.mark.parametrize(
+    ("dtype", "path"),
+    [
+        pytest.param(dtype, path, id=f"{str(dtype).removeprefix('torch.')}-{path}")
+        for dtype in DTYPES
+        for path in PATHS[0 if dtype.itemsize > 2 else 1 :]
+    ],
+    indirect=["path"],
+)
+on_both_paths = pytest.mark.usefixtures("path")
 
 
 def network(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -59,6 +71,7 @@ def same_on_all_ranks(tensors: Iterator[Tensor] | list[Tensor]) -> bool:
     return bool((everywhere == everywhere[:1]).all())
 
 
+@on_both_paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_uniform_every_step_is_hvd_distributed_optimizer(dtype: torch.dtype, size: int) -> None:
     """τ = 1, λ = 1, μ = 0 with plain SGD.
@@ -86,10 +99,12 @@ def test_uniform_every_step_is_hvd_distributed_optimizer(dtype: torch.dtype, siz
     assert same_on_all_ranks([ours])
 
 
-@by_dtype
+@by_dtype_and_path
 @pytest.mark.parametrize("outer_momentum", [0.0, 0.7])
 @pytest.mark.parametrize("averaging", POLICIES)
-def test_center_is_bitwise_the_same_on_every_rank(averaging: str, outer_momentum: float, dtype: torch.dtype) -> None:
+def test_center_is_bitwise_the_same_on_every_rank(
+    averaging: str, outer_momentum: float, dtype: torch.dtype, path: str
+) -> None:
     model = network(dtype)
     optimizer = averaged_sgd(model, averaging=averaging, period=2, outer_momentum=outer_momentum)
     same = []
@@ -102,10 +117,12 @@ def test_center_is_bitwise_the_same_on_every_rank(averaging: str, outer_momentum
     assert all(tensor.isfinite().all() for tensor in optimizer.center.values())
 
 
-@by_dtype
+@by_dtype_and_path
 @pytest.mark.parametrize("outer_momentum", [0.0, 0.7])
 @pytest.mark.parametrize("averaging", ["lgrawa", "uniform"])
-def test_full_pull_makes_models_bitwise_the_center(averaging: str, outer_momentum: float, dtype: torch.dtype) -> None:
+def test_full_pull_makes_models_bitwise_the_center(
+    averaging: str, outer_momentum: float, dtype: torch.dtype, path: str
+) -> None:
     model = network(dtype)
     optimizer = averaged_sgd(model, averaging=averaging, period=3, pull=1.0, outer_momentum=outer_momentum)
     train(model, optimizer, 6)
@@ -115,6 +132,7 @@ def test_full_pull_makes_models_bitwise_the_center(averaging: str, outer_momentu
     assert all(is_center)
 
 
+@on_both_paths
 def test_with_one_layer_the_three_policies_are_one() -> None:
     ends, weights = [], []
     for averaging in ("grawa", "mgrawa", "lgrawa"):
@@ -129,6 +147,7 @@ def test_with_one_layer_the_three_policies_are_one() -> None:
     assert weights[0].std() > 0.01
 
 
+@on_both_paths
 @pytest.mark.parametrize("layers", ["parameter", "module"])
 @pytest.mark.parametrize("averaging", POLICIES)
 def test_weights_of_each_layer_sum_to_one(averaging: str, layers: str, size: int) -> None:
@@ -148,11 +167,11 @@ def mean_of_workers(parameter: Tensor) -> tuple[Tensor, Tensor]:
     return everywhere.mean(dim=0), everywhere.abs().mean(dim=0)
 
 
-@by_dtype
+@by_dtype_and_path
 @pytest.mark.filterwarnings("ignore:the initial parameters")
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_consensus_is_the_plain_mean_inside_and_bitwise_undone_after(
-    steps: int, dtype: torch.dtype, rank: int, size: int
+    steps: int, dtype: torch.dtype, path: str, rank: int, size: int
 ) -> None:
     """Rounded: each worker's share, M − 1 sums, and the result in the parameter's type: M + 1 times eps/2."""
     model = network(dtype)
@@ -175,6 +194,7 @@ def test_consensus_is_the_plain_mean_inside_and_bitwise_undone_after(
         assert bool(((found - mean).abs() <= rounding * magnitude + torch.finfo(dtype).smallest_normal).all())
 
 
+@on_both_paths
 def test_consensus_is_undone_after_an_exception_on_one_rank(rank: int) -> None:
     model = network()
     optimizer = averaged_sgd(model, period=2)
@@ -193,6 +213,7 @@ def test_consensus_is_undone_after_an_exception_on_one_rank(rank: int) -> None:
     assert optimizer.rounds == 3
 
 
+@on_both_paths
 def test_consensus_leaves_no_trace_in_training() -> None:
     ends = []
     for visits in (0, 1):

@@ -29,6 +29,20 @@ def test_ranks_follow_the_formulas(scheme: Scheme) -> None:
     assert not too_large(compare(scheme))
 
 
+# The grid's small models travel beside the rows of a meeting; of each policy one run does not.
+AFTER_THE_ROWS = [
+    pytest.param(Scheme(averaging, period=5, pull=0.3, proximity=0.3, outer_momentum=outer), id=f"{averaging}-{outer}")
+    for averaging in ("uniform", "grawa", "mgrawa", "lgrawa")
+    for outer in (0.0, 0.7)
+]
+
+
+@pytest.mark.parametrize("path", ["after the rows"], indirect=True)
+@pytest.mark.parametrize("scheme", AFTER_THE_ROWS)
+def test_averages_after_the_rows_follow_the_formulas(scheme: Scheme, path: str) -> None:
+    assert not too_large(compare(scheme, groups=2))
+
+
 VARIANTS = {
     "defaults": Scheme(),
     "period-1": Scheme(period=1, proximity=0.3, pull=0.3),
