@@ -9,6 +9,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
@@ -108,6 +109,22 @@ class Communicator:
         sets = [_process_set_of([ranks[worker] for worker in workers]) for workers in hosts]
         own = next(number for number, workers in enumerate(hosts) if self.rank in workers)
         return HostGroup(Communicator(sets[own]), hosts[own])
+
+    def end_(self, sums: dict[str, Sum]) -> None:
+        """Bring sums to an end, whatever it is, that maybe not all ranks have started; a collective.
+
+        A rank that joined (`hvd.join`) with a sum of its own under way would hang or crash all of them. What others
+        have started is started here too, of any size: sizes that differ are an error to Horovod, and an end.
+
+        Args:
+            sums: those that this worker has started, by the names that it gave them; none on a rank that has none.
+        """
+        names = self.gather_bytes("\n".join(sums).encode(), "unended")
+        everywhere = {name for part in names for name in part.decode().split("\n") if name}
+        started = {name: self.sum_async_(torch.zeros(1), name, exact=True) for name in sorted(everywhere - sums.keys())}
+        for sum_ in (*sums.values(), *started.values()):
+            with suppress(HorovodInternalError):
+                sum_.wait()
 
     def leave_under_way(self, sums: list[Sum]) -> None:
         """Note sums that are still under way when control goes back to the user."""

@@ -18,8 +18,8 @@ from grawa_hvd.layers import Layout
 
 # Above this, sending the model in vain at an arrival costs more than the latency that is saved.
 LARGEST = 4 * 2**20
-# Factors within these bounds neither over- nor underflow in a product with a parameter.
-FACTORS = 2.0**-60, 2.0**60
+# Factors within these bounds neither over- nor underflow in a product with any parameter that training has.
+FACTORS = 2.0**-40, 2.0**40
 
 
 def is_fit_for_companion(layout: Layout, averaging: Averaging) -> bool:
@@ -44,7 +44,7 @@ class Companion:
         self._averages = [torch.empty_like(wire) for wire in self._wires]
         views = [bucket.views(wire) for bucket, wire in zip(layout.buckets, self._wires, strict=True)]
         self._tables = [ops.LayerTable(parts) for parts in views]
-        self._sums: list[Sum] = []
+        self._sums: dict[str, Sum] = {}
         # Layers in whose arithmetic a factor is rounded to float32.
         single = [parameter.dtype == torch.float32 for parameter in layout.parameters]
         self._single = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
@@ -65,16 +65,18 @@ class Companion:
         own = factors[self._layout.layer_of]
         for bucket, wire in zip(self._layout.buckets, self._wires, strict=True):
             bucket.table.pack(own[bucket.indices], wire)
-            self._sums.append(communicator.sum_async_(wire, f"companion.{refusals}.{bucket.name}"))
+            name = f"companion.{refusals}.{bucket.name}"
+            self._sums[name] = communicator.sum_async_(wire, name)
 
     def receive(self) -> None:
         """Wait for the sum."""
         while self._sums:
-            self._sums.pop(0).wait()
+            self._sums.popitem()[1].wait()
 
-    def give_up(self) -> None:
-        """Leave a sum behind that not all ranks have started: their models differ."""
-        self._sums.clear()
+    def give_up(self) -> dict[str, Sum]:
+        """The sums, by name, that may wait for ranks which have not started them: their models differ."""
+        sums, self._sums = self._sums, {}
+        return sums
 
     def forget(self, oldest: int) -> None:
         """Know nothing of earlier rounds, as a rank that arrives; `oldest` is the greatest age of those who meet."""

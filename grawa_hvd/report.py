@@ -29,7 +29,8 @@ class Phases:
         """Time the block as a part of phase `name`."""
         start = time.perf_counter()
         # A range that nobody looks at would cost as much as some of the phases.
-        profiled = record_function(f"grawa.{name}") if torch.autograd._profiler_enabled() else nullcontext()
+        is_watched: bool = torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+        profiled = record_function(f"grawa.{name}") if is_watched else nullcontext()
         try:
             with profiled:
                 yield

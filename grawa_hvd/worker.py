@@ -250,8 +250,7 @@ class Worker:
                     meeting = exchange(row, self._terms, self._communicator)
                 except ValueError:  # on every rank, also those whose models are too large for a companion
                     self._refusals += 1
-                    if companion is not None:
-                        companion.give_up()
+                    self._communicator.end_(companion.give_up() if companion is not None else {})
                     raise
             with phases("communicate"):
                 if companion is not None:

@@ -59,7 +59,8 @@ class Workers:
         """Each worker's average of the parameters, or None; as a round goes, without Horovod."""
         for number, companion in enumerate(self.companions):
             wires = Wires()
-            companion.send(companion.factors(scores[number][None], usable[number][None])[0], wires)  # type: ignore[arg-type]
+            factors = companion.factors(scores[number][None], usable[number][None])[0]
+            companion.send(factors, wires, 0)  # type: ignore[arg-type]
             companion.receive()
         for wires_of_a_bucket in zip(*(companion._wires for companion in self.companions), strict=True):
             total = torch.stack(wires_of_a_bucket).sum(dim=0)
