@@ -34,6 +34,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     bytes_per_element: int = 4
     tolerance: float = TOLERANCE
+    most_on_wire: float = 1.19  # of the payload of the common rounds
 
     def arguments(self) -> str:
         scheme = self.scheme
@@ -66,6 +67,9 @@ CASES = {
     "lgrawa": Case(Scheme("lgrawa", period=4, proximity=0.3, lr=LEARNING_RATE)),
     "hierarchy": Case(
         Scheme("lgrawa", period=8, proximity=0.3, lr=LEARNING_RATE, local_period=2, host_of=HOST_OF),
+        # Three times as many rounds within hosts: all ranks exchange rows for them, and cycles go on meanwhile. Their
+        # sums, on the wire, would make it 4.
+        most_on_wire=2.0,
     ),
     # A round rounds 12 contributions and 11 sums to 11 bits, relative to how far workers have moved since the last one,
     # and all that parameters are is such moves; half of it reaches a worker.
@@ -161,4 +165,4 @@ def test_wire_carries_the_rounds_and_little_else(outcome: Outcome) -> None:
         assert rounds * model <= rank["handed_over"] <= rounds * (model + 10_000)
         payload = 2 * (WORKERS - 1) / WORKERS * rank["handed_over"]
         for way in ("sent", "received"):
-            assert payload <= rank[way] <= 1.19 * payload
+            assert payload <= rank[way] <= outcome.case.most_on_wire * payload
