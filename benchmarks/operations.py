@@ -6,6 +6,7 @@ OPERATIONS.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -150,7 +151,7 @@ class Blend:
             param.add_(self.center[begin:end].view_as(param) - param, alpha=PULL)
 
 
-class LocalStep:
+class LocalStep(ABC):
     """The update of a torch optimizer, the pull toward the center, and the gradient norms; a subclass names which.
 
     The peers are torch's own step (fused or foreach) with foreach_lerp_ and foreach_norm behind it, and what the
@@ -181,13 +182,13 @@ class LocalStep:
             range(len(shapes)), [view.view(-1) for view in self.views], [param.stride() for param in self.params]
         )
 
+    @abstractmethod
     def optimizer(self, **kind: bool) -> torch.optim.Optimizer:
         """One over the parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hyperparameters(self) -> list[Any]:
         """Those of the optimizer, for the table."""
-        raise NotImplementedError
 
     def rows(self) -> list[Row]:
         size = _bytes(self.params)
