@@ -117,7 +117,8 @@ void unscale_chunk(const Span& grad, double inverse, int64_t begin, int64_t size
 
 class CpuStepper : public Stepper {
  public:
-  explicit CpuStepper(const std::vector<int64_t>& numels) : chunks_(numels) {}
+  explicit CpuStepper(const std::vector<int64_t>& numels)
+      : chunks_(numels), all_norms_(at::empty({chunks_.layers()}, at::kDouble)) {}
 
   void step(std::vector<StepLayer>& layers, const StepTensors& tensors) override {
     const bool overflowed = tensors.found_inf.has_value() && read_number(*tensors.found_inf) > 0;
@@ -144,9 +145,8 @@ class CpuStepper : public Stepper {
 
  private:
   void write_rows(const std::vector<StepLayer>& layers, bool overflowed, const at::Tensor& norms) {
-    const at::Tensor all = at::empty({chunks_.layers()}, at::kDouble);
-    write_norms(chunks_, work_, all);
-    const double* values = all.const_data_ptr<double>();
+    write_norms(chunks_, work_, all_norms_);
+    const double* values = all_norms_.const_data_ptr<double>();
     for (size_t i = 0; i < layers.size(); ++i) {
       const bool has_norm = !overflowed && layers[i].has_grad;
       if (layers[i].norm_row >= 0) write_scalar(norms, layers[i].norm_row, has_norm ? values[i] : kNoGradient);
@@ -155,6 +155,7 @@ class CpuStepper : public Stepper {
 
   ChunkMap chunks_;
   Workspace work_;
+  at::Tensor all_norms_;
 };
 
 }  // namespace
