@@ -85,7 +85,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def text_of(file: Path) -> str:
     """A rank's output without the prefixes of horovodrun and the inner frames of pytest; nothing if it has none."""
     text = file.read_text(errors="replace") if file.exists() else ""
-    text = re.sub(r"^\[\d+\]<std(?:out|err)>:", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\[\d+\]<std(?:out|err)>:|^Extension modules: .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r'  File "[^"]*/(?:_pytest|pluggy)/.*\n(?:    .*\n)?', "", text)
 
 
@@ -111,6 +111,19 @@ def counts(output: str) -> Counter[str]:
     return Counter({name: int(number) for number, name in found})
 
 
+def end_of(world: World, rank: int) -> str:
+    """How a rank that did not come to its end was ended, as far as it left a word of it.
+
+    The others die of a rank that ends first: Horovod's thread sees connections break, and aborts the process.
+    """
+    said = text_of(world.stream(rank, "stdout")) + text_of(world.stream(rank, "stderr"))
+    words = [
+        *(["its test timed out"] if "+ Timeout +" in said else []),
+        *re.findall(r"uncaught exception: .*|terminate called.*|what\(\): .*|Fatal Python error: .*", said),
+    ]
+    return "; ".join(dict.fromkeys(word.strip() for word in words)) or "not a word of why"
+
+
 def tell_of_trouble(world: World) -> None:
     """What rank 0's output alone does not show: each rank's failures, the stacks of what hung, where each rank was."""
     unfinished = [rank for rank in range(world.processes) if world.noted("exit", rank) is None]
@@ -126,7 +139,8 @@ def tell_of_trouble(world: World) -> None:
             if text and text.strip():
                 print(f"---- rank {rank}: {name} ----\n{text.strip()}")
     for rank in unfinished:
-        print(f"rank {rank} did not come to its end: {world.noted('place', rank) or 'before its first test'}")
+        place = world.noted("place", rank) or "before its first test"
+        print(f"rank {rank} did not come to its end: {place}: {end_of(world, rank)}")
 
 
 def run_world(processes: int, seconds: float, pytest_arguments: list[str]) -> tuple[bool, Counter[str]]:
