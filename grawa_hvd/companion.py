@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
-from grawa_hvd.averaging import Averaging
+from grawa_hvd.averaging import Averaging, Observed
 from grawa_hvd.communicator import Communicator, Sum
 from grawa_hvd.consensus import Underway
 from grawa_hvd.layers import Layout
@@ -90,6 +90,13 @@ class Companion:
         inverse = torch.where(self._single, inverse.float().double(), inverse)
         inverse = torch.where(self._dead & (scores == 0), 1.0, inverse)
         return torch.where(usable[:, None], inverse, 0.0)
+
+    def own_factors(self, norms: Tensor, finite: Tensor) -> Tensor:
+        """w of a worker with these norms, [L] or none at all, whose parameters are finite or not, [1]."""
+        norms = norms if len(norms) else norms.new_zeros(len(self._layout.layer_names))
+        nothing = norms.new_full((1,), torch.nan)
+        scores = self._averaging.scores(Observed(norms[None], nothing, nothing, nothing))
+        return self.factors(scores, finite & norms.isfinite().all())[0]
 
     def averages(self, scores: Tensor, usable: Tensor) -> list[Underway] | None:
         """What has been received, divided; None if it cannot be used and the workers must sum once more.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -166,7 +166,6 @@ class Layout:
             )
             for fragment in range(fragments)
         ]
-        self.built_from = membership(names)
         self._by_module = len(self.layer_names) < len(self.names)
         self._squares = torch.zeros(len(self.layer_names), dtype=torch.float64, device=self.device)
         self._present = torch.zeros_like(self._squares)
@@ -213,17 +212,20 @@ def membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.de
     return [(id(p), p.dtype, p.device, p.stride()) for p in names]
 
 
-def averaged(names: dict[Tensor, str], already: Callable[[Tensor], bool]) -> dict[Tensor, str]:
+def averaged(names: dict[Tensor, str], already: Container[int]) -> dict[Tensor, str]:
     """The parameters to average: of floating point, and trained now or at some time before.
 
     A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding. Of
     parameters that share all their memory the first stands for all: the others would be pulled a second time.
+
+    Args:
+        names: parameter → name; already: ids of those that have been averaged before.
     """
     result: dict[Tensor, str] = {}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     for parameter, name in names.items():
         memory = (parameter.data_ptr(), parameter.shape, parameter.stride())
-        trained = parameter.is_floating_point() and (parameter.requires_grad or already(parameter))
+        trained = parameter.is_floating_point() and (parameter.requires_grad or id(parameter) in already)
         if trained and (parameter.numel() == 0 or memory not in seen):
             result[parameter] = name
             seen.add(memory)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 from torch import Tensor, cat
@@ -17,6 +16,7 @@ from torch import Tensor, cat
 from grawa_hvd.agreement import Progress, Terms, refuse_difference
 from grawa_hvd.averaging import Observed
 from grawa_hvd.communicator import Communicator, MismatchedRowsError
+from grawa_hvd.contribution import Contribution, State
 from grawa_hvd.errors import RanksOutOfStepError, ScoresError
 from grawa_hvd.layers import Layout, digest
 
@@ -29,41 +29,6 @@ class Purpose(IntEnum):
     ARRIVAL = 1
     ROUND = 2
     CONSENSUS = 3
-
-
-@dataclass
-class Contribution:
-    """What a worker brings to a round.
-
-    Attributes:
-        norms: its estimates ê, float64 [L]; empty for a policy that does not use gradients.
-        reported: mean loss, mean accuracy, samples.
-        failure: what its `scores` callable raised.
-        distance: ‖x − c‖ when it was last pulled, [1]; NaN, or None, if it was not.
-    """
-
-    norms: Tensor
-    reported: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    failure: Exception | None = None
-    distance: Tensor | None = None
-
-
-class State:
-    """The parameters of a worker as a meeting finds them.
-
-    Args:
-        sizes: the norm of each parameter, or its distance from the centre, [P].
-        from_center: whether it is the distance.
-
-    Attributes:
-        finite: whether all parameters are, bool, [1].
-        reach: ‖x − c‖, float64, [1]; 0 where only the norms are known.
-    """
-
-    def __init__(self, sizes: Tensor, from_center: bool) -> None:
-        self.sizes = sizes
-        self.finite = sizes.isfinite().all()[None]
-        self.reach = sizes.double().square().sum().sqrt()[None] if from_center else sizes.new_zeros(1).double()
 
 
 class Meeting:

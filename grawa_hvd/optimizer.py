@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -46,15 +47,20 @@ def _wrapper_of(wrapped: Any) -> Any:
             self.__dict__.pop("step", None)
             self._wrapped_scales = self.__dict__.pop("_step_supports_amp_scaling", False)
             self._parameter_names = names
+            self._owned: list[Tensor] = []
+            self._owned_names: dict[Tensor, str] = {}
             self._fused = FusedStep(wrapped) if fused and wrapped in ALGORITHMS else None
             self._synchronized, self._should_synchronize = False, True
             self._worker = Worker(self._current_names, self._reset_state, communicator, settings, on_round)
 
         def _current_names(self) -> dict[Tensor, str]:
             """Names of all parameters, of those too that `add_param_group` brought since."""
-            owned = {parameter for group in self.param_groups for parameter in group["params"]}
-            added = {p: name for p, name in unnamed(self.param_groups) if p not in self._parameter_names}
-            return {p: name for p, name in {**self._parameter_names, **added}.items() if p in owned}
+            owned = [parameter for group in self.param_groups for parameter in group["params"]]
+            if len(owned) != len(self._owned) or not all(map(operator.is_, owned, self._owned)):
+                added = {p: name for p, name in unnamed(self.param_groups) if p not in self._parameter_names}
+                known, is_owned = {**self._parameter_names, **added}, set(owned)
+                self._owned, self._owned_names = owned, {p: name for p, name in known.items() if p in is_owned}
+            return self._owned_names
 
         def _reset_state(self) -> None:
             """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd.agreement import Progress, Terms
-from grawa_hvd.averaging import Observed
+from grawa_hvd.agreement import Progress
 from grawa_hvd.communicator import Communicator, HostGroup
-from grawa_hvd.companion import Companion, is_fit_for_companion
-from grawa_hvd.consensus import Center, plain_mean
+from grawa_hvd.companion import Companion
+from grawa_hvd.consensus import plain_mean
+from grawa_hvd.contribution import Contribution, State, nothing, state_of, to_round
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.fused import FusedStep
-from grawa_hvd.layers import Layout, averaged, membership
-from grawa_hvd.meeting import NEVER_MET, Contribution, Meeting, Purpose, State, check, exchange
-from grawa_hvd.ops.reference import NO_GRADIENT
+from grawa_hvd.meeting import NEVER_MET, Meeting, Purpose, check, exchange
+from grawa_hvd.replica import Replica
 from grawa_hvd.report import Phases, Reported, RoundReport
 from grawa_hvd.round import Round
 from grawa_hvd.schedule import Due
-from grawa_hvd.scores import FreshScores, LocalScores, NormEstimate
+from grawa_hvd.scores import LocalScores
 from grawa_hvd.settings import Settings
 
 
@@ -36,11 +35,6 @@ class Worker:
         settings: what the user asked for.
         on_round: called with the report of every completed round.
     """
-
-    _center: Center
-    _host_center: Center | None
-    _estimate: NormEstimate
-    _terms: Terms
 
     def __init__(
         self,
@@ -58,7 +52,8 @@ class Worker:
         self._proximity = settings.proximity / settings.period
         self._on_round = on_round
         self._host: HostGroup | None = None
-        self._companion: Companion | None = None
+        self._replica: Replica | None = None
+        self._age = 0  # of a replica's companion at least: greater than that of any before
         self._refusals = 0
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
@@ -81,7 +76,9 @@ class Worker:
         self.steps = self.since_round = self.rounds = 0
         self._behind = 0  # steps that the others took before the last meeting, and this rank has still to take
         self.last_round: RoundReport | None = None
-        self._layout: Layout | None = None
+        if self._replica is not None:
+            self._age = self._replica.next_age
+            self._replica = None
         self._distance: Tensor | None = None
         self._arrived = False
         self.reported.restart()
@@ -93,8 +90,8 @@ class Worker:
         """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
         if self._arrived or not self.active:
             return
-        self._refresh_layout()
-        meeting = self._meet(Purpose.ARRIVAL, self._nothing())
+        self._refresh()
+        meeting = self._meet(Purpose.ARRIVAL, nothing(self._model, self._settings))
         self._arrived = True
         if meeting.round_due:
             self._round(self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or Due())
@@ -108,10 +105,10 @@ class Worker:
         """
         if not self._arrived:
             return False
-        pull = self._proximity if self._center.known else 0.0
-        made, norms = fused.step(optimizer, self._layout_now, self._center, pull, self._observes)
+        pull = self._proximity if self._model.center.known else 0.0
+        made, norms = fused.step(optimizer, self._model.layout, self._model.center, pull, self._observes)
         if norms is not None:
-            self._estimate.update(norms)
+            self._model.estimate.update(norms)
         return made
 
     @torch.no_grad()
@@ -125,12 +122,12 @@ class Worker:
         if not self._arrived:
             return
         if self._observes and consumed:
-            norms = self._layout_now.grad_norms()
+            norms = self._model.layout.grad_norms()
             if found_inf is not None:
                 norms = torch.where(found_inf > 0, -1.0, norms)
-            self._estimate.update(norms)
-        if self._proximity and self._center.known:
-            self._center.pull_(self._proximity)
+            self._model.estimate.update(norms)
+        if self._proximity and self._model.center.known:
+            self._model.center.pull_(self._proximity)
 
     @torch.no_grad()
     def count_step(self) -> None:
@@ -155,8 +152,8 @@ class Worker:
         """Meet the others and start the round that is due; finish it at once, or `overlap` steps later."""
         phases = Phases()
         with phases("scores"):
-            self._refresh_layout()
-            contribution = self._contribution(due)
+            self._refresh()
+            contribution = to_round(self._model, self._settings, self.reported, due.fragment)
         meeting = self._meet(Purpose.ROUND, contribution, phases)
         # What is due is for the one who is furthest to say: the others may have come from elsewhere.
         due = self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or due
@@ -167,9 +164,9 @@ class Worker:
             self.rounds = 1 + max(place.rounds for place in meeting.progress.values())
         self.reported.restart()
         if round_.diverged:
-            self._estimate.restart()
+            self._model.estimate.restart()
         elif isinstance(self._settings.scores, LocalScores):
-            self._estimate.restart(None if due.fragment is None else self._layout_now.layers_of[due.fragment])
+            self._model.estimate.restart(None if due.fragment is None else self._model.layout.layers_of[due.fragment])
         if self._settings.overlap and not due.within_host:
             self._under_way.append((self.steps + self._settings.overlap, round_))
         else:
@@ -178,12 +175,12 @@ class Worker:
     def _common_round(self, meeting: Meeting, due: Due, phases: Phases) -> Round:
         try:
             return Round(
-                meeting, list(range(meeting.size)), self._layout_now, self._center, self._communicator,
+                meeting, list(range(meeting.size)), self._model.layout, self._model.center, self._communicator,
                 self._settings.averaging, phases, due.fragment, overlapped=self._settings.overlap > 0,
-                companion=self._companion if meeting.same_age else None,
+                companion=self._model.companion if meeting.same_age else None,
             )  # fmt: skip
         except AllWorkersDivergedError:
-            self._estimate.restart()  # for a user who puts back good parameters and goes on
+            self._model.estimate.restart()  # for a user who puts back good parameters and goes on
             raise
 
     def _host_round(self, meeting: Meeting, phases: Phases) -> Round | None:
@@ -197,11 +194,9 @@ class Worker:
             return None
         if not meeting.usable[host.workers].any():
             return None
-        if self._host_center is None:
-            self._host_center = Center(self._layout_now)
         return Round(
-            meeting, host.workers, self._layout_now, self._host_center, host.communicator, self._settings.averaging,
-            phases, within_host=True,
+            meeting, host.workers, self._model.layout, self._model.host_center, host.communicator,
+            self._settings.averaging, phases, within_host=True,
         )  # fmt: skip
 
     def _finish(self, step: int, round_: Round) -> None:
@@ -209,9 +204,11 @@ class Worker:
         report.step = step - (0 if round_.within_host else self._settings.overlap)
         if round_.diverged:
             self._reset_optimizer()
-            self._estimate.restart()  # from what it saw while the round was under way
+            self._model.estimate.restart()  # from what it saw while the round was under way
             if not round_.within_host:
-                self._center.pull_(1.0)  # the other fragments too: one left at NaN would soon poison this one again
+                self._model.center.pull_(
+                    1.0
+                )  # the other fragments too: one left at NaN would soon poison this one again
         if not round_.within_host:
             self._distance, self.last_round = distance, report
         if self._on_round is not None:
@@ -231,15 +228,15 @@ class Worker:
     def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
         """Meet the other ranks; while some of them arrive, let those take their places first."""
         phases = phases or Phases()
-        companion = self._companion
+        companion = self._model.companion
         while True:
             with phases("scores"):
                 contribution.distance = self._distance
-                progress = Progress(self.steps, self.since_round, self.rounds, int(self._center.known))
-                state = self._state()
+                progress = Progress(self.steps, self.since_round, self.rounds, int(self._model.center.known))
+                state = state_of(self._model, self._communicator.halves)
                 age = 0 if companion is None else companion.age
                 row = Meeting.row(
-                    purpose, contribution, progress, self._taken, self._layout_now, self._terms, state, age
+                    purpose, contribution, progress, self._taken, self._model.layout, self._model.terms, state, age
                 )
             if companion is not None:
                 with phases("pack"):
@@ -247,7 +244,7 @@ class Worker:
                     companion.send(factors, self._communicator, self._refusals)
             with phases("waited"):
                 try:
-                    meeting = exchange(row, self._terms, self._communicator)
+                    meeting = exchange(row, self._model.terms, self._communicator)
                 except ValueError:  # on every rank, also those whose models are too large for a companion
                     self._refusals += 1
                     self._communicator.end_(companion.give_up() if companion is not None else {})
@@ -267,65 +264,25 @@ class Worker:
             if purpose is Purpose.ARRIVAL or not meeting.arriving:
                 return meeting
 
-    def _state(self) -> State:
-        from_center = self._communicator.halves and self._center.known
-        return State(self._center.distances() if from_center else self._layout_now.table.norms(), from_center)
-
     def _factors(self, purpose: Purpose, contribution: Contribution, state: State, companion: Companion) -> Tensor:
         """This worker's w for the companion, [L]: those of a round, all ones for the plain mean, or zeros."""
-        layers = len(self._layout_now.layer_names)
-        if purpose is not Purpose.ROUND:
-            present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
-            return present.double().expand(layers)
-        norms = contribution.norms if len(contribution.norms) else contribution.norms.new_zeros(layers)
-        nothing = norms.new_full((1,), torch.nan)
-        scores = self._settings.averaging.scores(Observed(norms[None], nothing, nothing, nothing))
-        return companion.factors(scores, state.finite & norms.isfinite().all())[0]
+        if purpose is Purpose.ROUND:
+            return companion.own_factors(contribution.norms, state.finite)
+        layers = len(self._model.layout.layer_names)
+        present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
+        return present.double().expand(layers)
 
     def _adopt(self, meeting: Meeting) -> None:
         place, rank = meeting.progress[meeting.leader], self._communicator.rank
         if rank in meeting.adopting:
-            self._estimate.restart()
+            self._model.estimate.restart()
             self.steps, self.rounds = place.steps, place.rounds
             self._behind = meeting.behind(rank)
             self.since_round = (place.since_round - self._behind) % self._settings.period
         if place.has_center:
-            self._center.adopt_(rank == meeting.leader, self._communicator)
+            self._model.center.adopt_(rank == meeting.leader, self._communicator)
         else:
-            self._center.forget()
-
-    def _contribution(self, due: Due) -> Contribution:
-        failure = None
-        source = self._settings.scores
-        if self._settings.averaging.uses_gradients and isinstance(source, FreshScores):
-            failure = self._take_fresh_gradients(source, due.fragment)
-        norms = self._estimate.value() if self._settings.averaging.uses_gradients else self._layout_now.numbers([])
-        return Contribution(norms, self.reported.row(), failure)
-
-    def _take_fresh_gradients(self, source: FreshScores, fragment: int | None) -> Exception | None:
-        """Run the user's callable; what it raises must not leave the other ranks waiting, so it is returned."""
-        parameters = self._layout_now.parameters
-        before = [parameter.grad for parameter in parameters]
-        try:
-            loss = source.gradients(parameters)
-            norms = self._layout_now.grad_norms()
-            if fragment is not None:  # the running means of the other layers are over rounds of theirs
-                own = self._layout_now.layers_of[fragment]
-                norms = torch.full_like(norms, NO_GRADIENT).index_copy(0, own, norms[own])
-            self._estimate.update(norms)
-            if isinstance(loss, (int, float, Tensor)):
-                self.reported.add(loss=loss)
-        except Exception as error:
-            return error
-        finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                parameter.grad = gradient
-        return None
-
-    def _nothing(self) -> Contribution:
-        """A contribution as long as one to a round, for ranks that have come for something else."""
-        layers = len(self._layout_now.layer_names) if self._settings.averaging.uses_gradients else 0
-        return Contribution(self._layout_now.numbers([0.0] * layers))
+            self._model.center.forget()
 
     @contextmanager
     def consensus(self) -> Iterator[None]:
@@ -335,64 +292,38 @@ class Worker:
             return
         with torch.no_grad():
             self.finish_rounds()
-            self._refresh_layout()
-            meeting = self._meet(Purpose.CONSENSUS, self._nothing())
+            self._refresh()
+            meeting = self._meet(Purpose.CONSENSUS, nothing(self._model, self._settings))
         if not meeting.finite:
             raise AllWorkersDivergedError(f"none of the {len(meeting.present)} workers has finite parameters")
         weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
-        received = None
-        if self._companion is not None:
+        layout, received = self._model.layout, None
+        if self._model.companion is not None:
             count = len(meeting.finite)
-            received = self._companion.divided(self._layout_now.numbers([count] * len(self._layout_now.layer_names)))
-        with plain_mean(self._layout_now, weight, self._communicator, received):
+            received = self._model.companion.divided(layout.numbers([count] * len(layout.layer_names)))
+        with plain_mean(layout, weight, self._communicator, received):
             yield
 
-    # The layout, and what is laid out by it.
+    # The model as it is laid out now.
 
     @property
-    def _layout_now(self) -> Layout:
-        assert self._layout is not None
-        return self._layout
+    def _model(self) -> Replica:
+        assert self._replica is not None
+        return self._replica
 
-    def _refresh_layout(self) -> None:
-        """Build the layout, or build it anew if parameters were added, unfrozen, moved or cast; keep what is known."""
-        old = self._layout
-        known = set(map(id, old.parameters)) if old is not None else set()
-        names = averaged(self._names(), lambda parameter: id(parameter) in known)
-        if old is not None and old.built_from == membership(names):
-            return
-        self.finish_rounds()
-        layout = Layout(names, self._settings.layers, self._settings.groups, self._settings.schedule.fragments)
-        center = Center(
-            layout, self._settings.outer_momentum, self._communicator.halves, self._settings.overlap > 0
-        )  # fmt: skip
-        self._host_center = None
-        self._companion = self._companion_for(layout)
-        estimate = NormEstimate(len(layout.layer_names), self._settings.scores.decay, layout.device)
-        if old is not None:
-            index_of = {id(parameter): index for index, parameter in enumerate(layout.parameters)}
-            center.load({
-                index_of[id(old.parameters[index])]: tensors
-                for index, tensors in self._center.state().items()
-                if id(old.parameters[index]) in index_of
-            })  # fmt: skip
-            estimate.load(layout.layer_names, self._estimate.state(old.layer_names))
-        self._layout, self._center, self._estimate = layout, center, estimate
-        self._terms = Terms(self._settings.describe(), self._communicator.describe(), layout.describe())
-
-    def _companion_for(self, layout: Layout) -> Companion | None:
-        averaging, schedule = self._settings.averaging, self._settings.schedule
-        whole = schedule.fragments == 1 and not schedule.local_period and not self._settings.overlap
-        if whole and self._communicator.exact and is_fit_for_companion(layout, averaging):
-            return Companion(layout, averaging, age=0 if self._companion is None else self._companion.age + 1)
-        return None
+    def _refresh(self) -> None:
+        """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""
+        names, old = self._names(), self._replica
+        if old is None:
+            self._replica = Replica(names, self._settings, self._communicator, self._age)
+        elif not old.is_of(names):
+            self.finish_rounds()
+            self._replica = old.laid_out_anew(names)
 
     @property
     def center(self) -> dict[str, Tensor] | None:
         """Parameter name → its part of the last centre; None before the first round."""
-        if self._layout is None or not self._center.known:
-            return None
-        return {self._layout.names[index]: tensors["center"] for index, tensors in self._center.state().items()}
+        return None if self._replica is None else self._replica.named_center()
 
     # Checkpoints.
 
@@ -404,18 +335,16 @@ class Worker:
         Args:
             numbers: id of a parameter → its number in the optimizer's state_dict.
         """
-        if self.steps == 0 or self._layout is None:
+        if self.steps == 0 or self._replica is None:
             return None
         self.finish_rounds()
-        layout = self._layout
         return {
             "version": 1,
             "steps": self.steps,
             "since_round": self.since_round,
             "rounds": self.rounds,
-            "state": {numbers[id(layout.parameters[i])]: tensors for i, tensors in self._center.state().items()},
-            "estimates": self._estimate.state(layout.layer_names),
             "reported": self.reported.state(),
+            **self._replica.state(numbers),
         }
 
     @torch.no_grad()
@@ -430,10 +359,8 @@ class Worker:
             return
         if state["version"] != 1:
             raise ValueError(f"the checkpoint's grawa version must be 1, but is {state['version']!r}")
-        self._refresh_layout()
-        index_of = {numbers[id(parameter)]: index for index, parameter in enumerate(self._layout_now.parameters)}
-        self._center.load({index_of[number]: saved for number, saved in state["state"].items() if number in index_of})
-        self._estimate.load(self._layout_now.layer_names, state["estimates"])
+        self._refresh()
+        self._model.load(state, numbers)
         self.reported.load(state["reported"])
         self.steps, self.rounds = state["steps"], state["rounds"]
         self.since_round = state["since_round"] % self._settings.period  # which may have been another

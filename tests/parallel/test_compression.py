@@ -67,7 +67,7 @@ def center_errors(moves: Tensor, pull: float, feedback: bool) -> list[float]:
     model = nn.ParameterList([torch.zeros(moves.shape[2], dtype=torch.float64)])
 
     def after_round(report: Any) -> None:
-        for residual in [] if feedback else optimizer._worker._center._kept["residual"]:
+        for residual in [] if feedback else optimizer._worker._model.center._kept["residual"]:
             residual.zero_()
 
     optimizer = wrap(
