@@ -59,7 +59,7 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests 
 	@$(SETUP) test examples
 	failed=0; \
 	timeout 600 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
-	timeout 1500 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 800 $(ARGS) || failed=1; \
+	timeout 2600 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 1200 $(ARGS) || failed=1; \
 	exit $$failed
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root

@@ -9,7 +9,6 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
@@ -28,6 +27,7 @@ global_process_set = hvd.global_process_set
 # A bfloat16 buffer, which Horovod refuses, travels as float32 in this many pieces: one piece is 5% of the buffer.
 BFLOAT16_PIECES = 40
 SMALLEST_PIECE = 2**16
+WORDS = 4  # of 16 bits in a float64
 
 # By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
 _instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
@@ -110,22 +110,6 @@ class Communicator:
         own = next(number for number, workers in enumerate(hosts) if self.rank in workers)
         return HostGroup(Communicator(sets[own]), hosts[own])
 
-    def end_(self, sums: dict[str, Sum]) -> None:
-        """Bring sums to an end, whatever it is, that maybe not all ranks have started; a collective.
-
-        A rank that joined (`hvd.join`) with a sum of its own under way would hang or crash all of them. What others
-        have started is started here too, of any size: sizes that differ are an error to Horovod, and an end.
-
-        Args:
-            sums: those that this worker has started, by the names that it gave them; none on a rank that has none.
-        """
-        names = self.gather_bytes("\n".join(sums).encode(), "unended")
-        everywhere = {name for part in names for name in part.decode().split("\n") if name}
-        started = {name: self.sum_async_(torch.zeros(1), name, exact=True) for name in sorted(everywhere - sums.keys())}
-        for sum_ in (*sums.values(), *started.values()):
-            with suppress(HorovodInternalError):
-                sum_.wait()
-
     def leave_under_way(self, sums: list[Sum]) -> None:
         """Note sums that are still under way when control goes back to the user."""
         _join_after(sums)
@@ -145,33 +129,36 @@ class Communicator:
     def _is_global(self) -> bool:
         return bool(self._process_set.process_set_id == global_process_set.process_set_id)
 
-    def gather(self, row: Tensor, what: str) -> Tensor:
+    def gather(self, row: Tensor, what: str, wire: Tensor | None = None) -> Tensor:
         """Every worker's row, [M, K], in order of rank; zeros for a rank that has joined (`hvd.join`).
 
-        While a rank has joined, Horovod can only allreduce: an allgather fails, and one that stands in Horovod's
-        response cache ends the whole job. Joining is a matter of the global process set alone, so rows there
-        travel as a sum of matrices in which each rank fills its own row, and by allgather elsewhere.
+        Rows travel as the sum of matrices in which each worker fills its own row: while a rank has joined, Horovod can
+        only allreduce. An allgather fails then, and one that stands in Horovod's response cache ends the whole job.
 
         Args:
             row: float64, [K], the same K on every rank.
             what: the collective's name; the same on every rank.
+            wire: something else to sum over the workers, in the same message: a flat buffer of float32 or float64 that
+                ends with `room` for the rows.
 
         Raises:
-            MismatchedRowsError: on every rank, if their rows differ in length.
+            MismatchedRowsError: on every rank, if their rows or wires differ in length.
         """
-        name = f"{self._prefix}.{what}"
+        room = self.room(row.numel(), row.dtype if wire is None else wire.dtype)
+        wire = row.new_empty(room) if wire is None else wire
+        words = wire[wire.numel() - room :].view(self.size, -1).zero_()
+        words[self.rank] = _in_words(row, wire.dtype)
         try:
-            if not self._is_global:
-                gathered: Tensor = hvd.allgather(row[None], name=name, process_set=self._process_set)
-                return gathered
-            matrix = row.new_zeros(self.size, row.numel())
-            matrix[self.rank] = row
-            summed: Tensor = hvd.allreduce_(matrix, name=name, op=hvd.Sum, process_set=self._process_set)
-            return summed
+            hvd.allreduce_(wire, name=f"{self._prefix}.{what}", op=hvd.Sum, process_set=self._process_set)
         except HorovodInternalError as error:
             if "Mismatched" in str(error):
                 raise MismatchedRowsError(str(error)) from error
             raise
+        return _from_words(words)
+
+    def room(self, columns: int, dtype: torch.dtype) -> int:
+        """The elements of a type that rows of so many columns take in a message."""
+        return self.size * columns * (1 if dtype == torch.float64 else WORDS)
 
     def gather_bytes(self, payload: bytes, what: str) -> list[bytes]:
         """Every worker's bytes, in order of rank; empty for a rank that has joined."""
@@ -255,6 +242,15 @@ class HostGroup:
 
     communicator: Communicator
     workers: list[int]
+
+
+def _in_words(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 numbers so that float32 sums hold them exactly: as integers of 16 bits, to which others add zeros."""
+    return numbers if dtype == torch.float64 else numbers.view(torch.int16).to(dtype)
+
+
+def _from_words(words: Tensor) -> Tensor:
+    return words.clone() if words.dtype == torch.float64 else words.to(torch.int16).view(torch.float64)
 
 
 def _process_set_of(ranks: list[int]) -> Any:

@@ -1,8 +1,8 @@
 """One latency a round for small models: weighted parameters travel beside the rows, before the weights are known.
 
 Where a worker's weight is 1/s up to a factor common to all, the average needs no second exchange: with w[m] = 1/s[m],
-c = Σ_m w[m]·x[m] / Σ_m w[m]. Each worker sends w·x together with its row, and divides when the rows have told all w. So
-every meeting has a companion, whatever ranks come for; what they need not, they leave unused.
+c = Σ_m w[m]·x[m] / Σ_m w[m]. Each worker sends w·x in one message with its row, and divides when the rows have told all
+w. So every meeting has a companion, whatever ranks come for; what they need not, they leave unused.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from grawa_hvd import ops
 from grawa_hvd.averaging import Averaging, Observed
-from grawa_hvd.communicator import Communicator, Sum
-from grawa_hvd.consensus import Underway
+from grawa_hvd.consensus import Received, Underway
 from grawa_hvd.layers import Layout
 
 # Above this, sending the model in vain at an arrival costs more than the latency that is saved.
@@ -23,9 +22,10 @@ FACTORS = 2.0**-40, 2.0**40
 
 
 def is_fit_for_companion(layout: Layout, averaging: Averaging) -> bool:
-    """Whether a model is small enough, of types that travel exactly, and averaged by a policy that allows it."""
+    """Whether a model is small enough, of one type that travels exactly, and averaged by a policy that allows it."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in layout.parameters)
-    exact = all(parameter.dtype in (torch.float32, torch.float64) for parameter in layout.parameters)
+    kinds = {(parameter.dtype, parameter.device) for parameter in layout.parameters}
+    exact = len(kinds) == 1 and layout.parameters[0].dtype in (torch.float32, torch.float64)
     return averaging.separable and exact and 0 < size <= LARGEST
 
 
@@ -40,43 +40,33 @@ class Companion:
 
     def __init__(self, layout: Layout, averaging: Averaging, age: int = 0) -> None:
         self._layout, self._averaging = layout, averaging
-        self._wires = [bucket.new_buffer() for bucket in layout.buckets]
-        self._averages = [torch.empty_like(wire) for wire in self._wires]
-        views = [bucket.views(wire) for bucket, wire in zip(layout.buckets, self._wires, strict=True)]
-        self._tables = [ops.LayerTable(parts) for parts in views]
-        self._sums: dict[str, Sum] = {}
-        # Layers in whose arithmetic a factor is rounded to float32.
-        single = [parameter.dtype == torch.float32 for parameter in layout.parameters]
-        self._single = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
-        self._single[layout.layer_of[torch.tensor(single, device=layout.device)]] = True
+        self.dtype = layout.parameters[0].dtype
+        self._sizes = [bucket.table.numel for bucket in layout.buckets]
+        self._wire = torch.empty(0, dtype=self.dtype, device=layout.device)
+        self._parts: list[Tensor] = []
+        self._tables: list[ops.LayerTable] = []
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
         self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
         # Grows with all that a rank comes to know or forgets, and never shrinks: a rank that was away while others went
         # on is younger than they are, and ranks of the same age know the same.
         self.age = age
 
-    def send(self, factors: Tensor, communicator: Communicator, refusals: int) -> None:
-        """Start the sum with this worker's w, one a layer, [L]; a collective.
+    def packed(self, factors: Tensor, room: int) -> Tensor:
+        """The message: w·x of this worker, and room for its row.
 
         Args:
-            factors: w; communicator: the workers.
-            refusals: meetings so far that were refused: each may have left a sum behind under the name it had.
+            factors: w, one a layer, [L].
+            room: how many elements to leave at the end.
         """
+        if self._wire.numel() != sum(self._sizes) + room:
+            self._wire = self._wire.new_zeros(sum(self._sizes) + room)
+            *self._parts, _ = torch.split(self._wire, [*self._sizes, room])
+            views = [bucket.views(part) for bucket, part in zip(self._layout.buckets, self._parts, strict=True)]
+            self._tables = [ops.LayerTable(tensors) for tensors in views]
         own = factors[self._layout.layer_of]
-        for bucket, wire in zip(self._layout.buckets, self._wires, strict=True):
-            bucket.table.pack(own[bucket.indices], wire)
-            name = f"companion.{refusals}.{bucket.name}"
-            self._sums[name] = communicator.sum_async_(wire, name)
-
-    def receive(self) -> None:
-        """Wait for the sum."""
-        while self._sums:
-            self._sums.popitem()[1].wait()
-
-    def give_up(self) -> dict[str, Sum]:
-        """The sums, by name, that may wait for ranks which have not started them: their models differ."""
-        sums, self._sums = self._sums, {}
-        return sums
+        for bucket, part in zip(self._layout.buckets, self._parts, strict=True):
+            bucket.table.pack(own[bucket.indices], part)
+        return self._wire
 
     def forget(self, oldest: int) -> None:
         """Know nothing of earlier rounds, as a rank that arrives; `oldest` is the greatest age of those who meet."""
@@ -84,10 +74,10 @@ class Companion:
         self.age = oldest + 1
 
     def factors(self, scores: Tensor, usable: Tensor) -> Tensor:
-        """w of workers with these scores, [M, L], as the kernels round them; 0 for one that is not usable, [M]."""
+        """w of workers with these scores, [M, L]; 0 for one that is not usable, [M]."""
         scores = scores.double()
         inverse = torch.where(scores > 0, 1.0 / scores, 0.0)
-        inverse = torch.where(self._single, inverse.float().double(), inverse)
+        inverse = inverse.to(self.dtype).double()  # as the kernels round it
         inverse = torch.where(self._dead & (scores == 0), 1.0, inverse)
         return torch.where(usable[:, None], inverse, 0.0)
 
@@ -106,11 +96,11 @@ class Companion:
         """
         factors = self.factors(scores, usable)
         total = factors.sum(dim=0)
-        outside = (factors != 0) & ((factors < FACTORS[0]) | (factors > FACTORS[1]))
+        least, most = torch.where(factors == 0, 1.0, factors).aminmax()
         dead = ((scores == 0) | ~usable[:, None]).all(dim=0)
         # A layer that one worker has learned in since: the others' w = 1 says nothing, and is in the sum.
         revived = self._dead & ~dead & ((scores == 0) & usable[:, None]).any(dim=0)
-        fit = (total > 0).all() & ~outside.any() & ~revived.any()
+        fit = (total > 0).all() & (least >= FACTORS[0]) & (most <= FACTORS[1]) & ~revived.any()
         self.age += 1
         self._dead = dead
         return self.divided(total) if fit else None
@@ -118,19 +108,7 @@ class Companion:
     def divided(self, total: Tensor) -> list[Underway]:
         """What has been received over Σ_m w[m], [L]: the centre of each bucket."""
         inverse = (1.0 / total)[self._layout.layer_of]
-        for bucket, table, average in zip(self._layout.buckets, self._tables, self._averages, strict=True):
-            table.pack(inverse[bucket.indices], average)
-        return [Underway(number, _Received(average), average=average) for number, average in enumerate(self._averages)]
-
-
-class _Received:
-    """A sum that has come."""
-
-    def __init__(self, average: Tensor) -> None:
-        self.bytes = average.numel() * average.element_size()
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        pass
+        return [
+            Underway(number, Received(table, inverse[bucket.indices]))
+            for number, (bucket, table) in enumerate(zip(self._layout.buckets, self._tables, strict=True))
+        ]

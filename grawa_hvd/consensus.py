@@ -9,20 +9,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from grawa_hvd import ops
 from grawa_hvd.communicator import Communicator, Sum
 from grawa_hvd.compression import HalfDifferences
 from grawa_hvd.layers import Bucket, Layout
 
 
 @dataclass
+class Received:
+    """A sum that has come already: Σ_m w[m]·x[m] of a bucket, still to be divided."""
+
+    table: ops.LayerTable
+    inverse: Tensor
+    bytes: int = 0  # of its own; those of the message that brought it are counted there
+
+    def done(self) -> bool:
+        """Always."""
+        return True
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def divide_into(self, out: Tensor) -> Tensor:
+        """Write the average to a flat buffer, and return it."""
+        self.table.pack(self.inverse, out)
+        return out
+
+
+@dataclass
 class Underway:
-    """One bucket's sum on its way: in the centre's own buffer, of differences that it will move by, or the new one."""
+    """One bucket's sum on its way: in the centre's own buffer, of differences that it will move by, or come already."""
 
     bucket: int
     sum: Sum
     differences: Tensor | None = None
     halves: HalfDifferences | None = None
-    average: Tensor | None = None
 
 
 class Center:
@@ -107,10 +128,11 @@ class Center:
         """Let a bucket's centre be what its sum, which has come, says."""
         number, differences = underway.bucket, underway.differences
         bucket, center = self._layout.buckets[number], self._kept["center"][number]
-        if underway.average is not None and not self._momentum:
-            center.copy_(underway.average)
-        elif differences is None and underway.average is not None:
-            differences = underway.average.sub_(center)
+        if isinstance(underway.sum, Received):
+            if self._in_place:
+                underway.sum.divide_into(center)
+            else:
+                differences = underway.sum.divide_into(torch.empty_like(center)).sub_(center)
         if underway.halves is not None:
             underway.halves.receive()
         if differences is not None:

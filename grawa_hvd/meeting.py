@@ -41,9 +41,9 @@ class Meeting:
     REPORTED = slice(13, 16)
     NORMS = slice(16, None)
 
-    def __init__(self, rows: Tensor) -> None:
+    def __init__(self, rows: Tensor, sent: int) -> None:
         self._rows = rows
-        self.bytes = rows.numel() * rows.element_size()
+        self.bytes = sent
         # The one read by the host in a round: M × 13 numbers.
         header = rows[:, : self.HEADER].tolist()
         self.size = len(header)
@@ -118,16 +118,22 @@ class Meeting:
         return Observed(norms, *self._rows[:, self.REPORTED].unbind(dim=1))
 
 
-def exchange(row: Tensor, terms: Terms, communicator: Communicator) -> Meeting:
+def exchange(row: Tensor, terms: Terms, communicator: Communicator, wire: Tensor | None = None) -> Meeting:
     """Exchange rows with all ranks; a collective.
+
+    Args:
+        row: this worker's; terms: what the ranks must agree on; communicator: the workers.
+        wire: what is summed in the same message, with room for the rows at its end.
 
     Raises:
         ValueError: on every rank, if models or settings differ.
     """
     try:
-        meeting = Meeting(communicator.gather(row, "rows"))
+        rows = communicator.gather(row, "rows", wire)
     except MismatchedRowsError:
         refuse_difference(terms, communicator)
+    sent = rows if wire is None else wire
+    meeting = Meeting(rows, sent.numel() * sent.element_size())
     if len(meeting.terms) > 1:
         refuse_difference(terms, communicator)
     return meeting

@@ -54,7 +54,6 @@ class Worker:
         self._host: HostGroup | None = None
         self._replica: Replica | None = None
         self._age = 0  # of a replica's companion at least: greater than that of any before
-        self._refusals = 0
         self.reported = Reported()
         self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
@@ -238,20 +237,13 @@ class Worker:
                 row = Meeting.row(
                     purpose, contribution, progress, self._taken, self._model.layout, self._model.terms, state, age
                 )
+            wire = None
             if companion is not None:
                 with phases("pack"):
                     factors = self._factors(purpose, contribution, state, companion)
-                    companion.send(factors, self._communicator, self._refusals)
+                    wire = companion.packed(factors, self._communicator.room(len(row), companion.dtype))
             with phases("waited"):
-                try:
-                    meeting = exchange(row, self._model.terms, self._communicator)
-                except ValueError:  # on every rank, also those whose models are too large for a companion
-                    self._refusals += 1
-                    self._communicator.end_(companion.give_up() if companion is not None else {})
-                    raise
-            with phases("communicate"):
-                if companion is not None:
-                    companion.receive()
+                meeting = exchange(row, self._model.terms, self._communicator, wire)
             check(meeting, contribution, self._communicator)
             if meeting.arriving:
                 self.finish_rounds()

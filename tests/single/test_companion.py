@@ -15,21 +15,7 @@ from grawa_hvd.averaging import POLICIES, Averaging, Observed, inverse_norm_weig
 from grawa_hvd.companion import LARGEST, Companion, is_fit_for_companion
 from grawa_hvd.layers import Layout
 
-WORKERS, LAYERS = 3, 2
-
-
-class Wires:
-    """In place of a communicator: keeps what a worker sends."""
-
-    def __init__(self) -> None:
-        self.sent: list[Tensor] = []
-
-    def sum_async_(self, buffer: Tensor, what: str) -> Wires:
-        self.sent.append(buffer)
-        return self
-
-    def wait(self) -> None:
-        pass
+WORKERS, LAYERS, ROOM = 3, 2, 5
 
 
 @dataclass(frozen=True)
@@ -50,22 +36,20 @@ def layout_of(seed: int, dtypes: list[torch.dtype], groups: int | None = None) -
 class Workers:
     """Three workers in one process, each with its model and its companion."""
 
-    def __init__(self, groups: int | None = None) -> None:
-        dtypes = [torch.float32, torch.float64]
-        self.layouts = [layout_of(seed, dtypes, groups) for seed in range(WORKERS)]
+    def __init__(self, groups: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self.layouts = [layout_of(seed, [dtype] * LAYERS, groups) for seed in range(WORKERS)]
         self.companions = [Companion(layout, POLICIES["lgrawa"]()) for layout in self.layouts]
 
     def round(self, scores: Tensor, usable: Tensor) -> list[list[Tensor] | None]:
         """Each worker's average of the parameters, or None; as a round goes, without Horovod."""
-        for number, companion in enumerate(self.companions):
-            wires = Wires()
-            factors = companion.factors(scores[number][None], usable[number][None])[0]
-            companion.send(factors, wires, 0)  # type: ignore[arg-type]
-            companion.receive()
-        for wires_of_a_bucket in zip(*(companion._wires for companion in self.companions), strict=True):
-            total = torch.stack(wires_of_a_bucket).sum(dim=0)
-            for wire in wires_of_a_bucket:
-                wire.copy_(total)
+        wires = [
+            companion.packed(companion.factors(scores[number][None], usable[number][None])[0], room=ROOM)
+            for number, companion in enumerate(self.companions)
+        ]
+        total = torch.stack(wires).sum(dim=0)
+        for wire in wires:
+            wire.copy_(total)
+            wire[-ROOM:] = torch.nan  # what is not the model's must not get into it
         masked = scores.masked_fill(~usable[:, None], torch.nan)
         found = [companion.averages(masked, usable) for companion in self.companions]
         return [None if one is None else self._parts(one) for one in found]
@@ -74,9 +58,9 @@ class Workers:
         parts: dict[int, Tensor] = {}
         for underway in received:
             bucket = self.layouts[0].buckets[underway.bucket]
-            assert underway.average is not None
-            parts.update(zip(bucket.members, bucket.split(underway.average), strict=True))
-        return [parts[index].clone() for index in range(LAYERS)]
+            average = underway.sum.divide_into(bucket.new_buffer())
+            parts.update(zip(bucket.members, bucket.split(average), strict=True))
+        return [parts[index] for index in range(LAYERS)]
 
     def wanted(self, scores: Tensor, usable: Tensor) -> list[Tensor]:
         weights = inverse_norm_weights(scores.masked_fill(~usable[:, None], torch.nan))
@@ -94,17 +78,17 @@ flags = st.sampled_from([[True, True, True]] * 3 + [[True, False, True]])
 rounds = st.lists(st.tuples(tables, flags), min_size=2, max_size=5)
 
 
-@given(history=rounds, groups=st.sampled_from([None, 2]))
+@given(history=rounds, groups=st.sampled_from([None, 2]), dtype=st.sampled_from([torch.float32, torch.float64]))
 @settings(max_examples=200, deadline=None)
 def test_an_answer_is_the_weighted_sum_and_the_same_everywhere(
-    history: list[tuple[list[list[float]], list[bool]]], groups: int | None
+    history: list[tuple[list[list[float]], list[bool]]], groups: int | None, dtype: torch.dtype
 ) -> None:
     """Whatever was dead or diverged in earlier rounds.
 
     Factor, product, M − 1 sums, reciprocal and product round to the parameter's type: M + 3 times eps/2 of Σβ|x|, and
     the largest |x| here is below 4.
     """
-    workers = Workers(groups)
+    workers = Workers(groups, dtype)
     for table, flags in history:
         scores, usable = torch.tensor(table, dtype=torch.float64), torch.tensor(flags)
         if not usable.any():
@@ -137,8 +121,10 @@ def test_scores_whose_factors_could_overflow_are_not_answered(score: float) -> N
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 def test_which_models_and_policies_are_fit(policy: type[Averaging]) -> None:
-    small = layout_of(0, [torch.float32, torch.float64])
+    small = layout_of(0, [torch.float32] * 2)
     assert is_fit_for_companion(small, policy())
+    assert is_fit_for_companion(layout_of(0, [torch.float64] * 2), policy())
+    assert not is_fit_for_companion(layout_of(0, [torch.float32, torch.float64]), policy())
     assert not is_fit_for_companion(small, policy(floor=0.5))
     assert not is_fit_for_companion(small, OfTheUser())
     assert not is_fit_for_companion(layout_of(0, [torch.float32, torch.bfloat16]), policy())
