@@ -29,6 +29,11 @@ BFLOAT16_PIECES = 40
 SMALLEST_PIECE = 2**16
 WORDS = 4  # of 16 bits in a float64
 
+NO_PROCESS_SETS = (
+    'local_period needs a Horovod process set for each host: call hvd.init(process_sets="dynamic"), or start '
+    "horovodrun with HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment"
+)
+
 # By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
 _instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
 
@@ -95,11 +100,22 @@ class Communicator:
         """The number of workers, M."""
         return int(self._process_set.size())
 
+    def check_hosts(self) -> None:
+        """Whether `within_host` can be had, as far as a rank can see by itself.
+
+        Raises:
+            ValueError: if it is plain that it cannot.
+        """
+        dynamic = os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") not in ("", "0")
+        made_before = len(hvd.mpi_ops._basics._get_process_set_ids_and_ranks()) > 1
+        if hvd.local_size() < hvd.size() and not dynamic and not made_before:
+            raise ValueError(NO_PROCESS_SETS)
+
     def within_host(self) -> HostGroup:
         """This worker's host, as a communicator of its own; a collective of all workers.
 
         Raises:
-            ValueError: if Horovod was started without dynamic process sets.
+            ValueError: if Horovod was started without dynamic process sets, and has not these.
         """
         name = os.environ.get("HOROVOD_HOSTNAME", socket.gethostname())
         names = self.gather_bytes(name.encode(), "hosts")
@@ -263,10 +279,7 @@ def _process_set_of(ranks: list[int]) -> Any:
     try:
         return hvd.add_process_set(ranks)
     except ValueError as error:
-        raise ValueError(
-            "local_period needs a Horovod process set for each host: start horovodrun with "
-            f"HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment ({error})"
-        ) from error
+        raise ValueError(f"{NO_PROCESS_SETS} ({error})") from error
 
 
 _under_way: list[Sum] = []

@@ -15,6 +15,7 @@ from torch import Tensor, cat
 
 from grawa_hvd.agreement import Progress, Terms, refuse_difference
 from grawa_hvd.averaging import Observed
+from grawa_hvd.caller import stacklevel
 from grawa_hvd.communicator import Communicator, MismatchedRowsError
 from grawa_hvd.contribution import Contribution, State
 from grawa_hvd.errors import RanksOutOfStepError, ScoresError
@@ -180,5 +181,5 @@ def _check_start(meeting: Meeting, communicator: Communicator) -> None:
             f"the initial parameters of {communicator.named(other)} differ from those of "
             f"{communicator.named([first])}: did you forget "
             "hvd.broadcast_parameters(model.state_dict(), root_rank=0)?",
-            stacklevel=2,
+            stacklevel=stacklevel(),
         )

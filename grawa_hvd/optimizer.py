@@ -268,7 +268,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         fragments: F; the layers in F parts of like size, each with a round of its own every `period` steps, staggered:
             1/F of the bytes at a time. From 1 to the period and the number of layers.
         local_period: τ_l; the ranks of one host average among themselves every so many steps too, by the same policy.
-            Below the period; None for never. Needs HOROVOD_DYNAMIC_PROCESS_SETS=1; every rank wraps its optimizer then.
+            Below the period; None for never. Needs `hvd.init(process_sets="dynamic")`; every rank wraps its optimizer.
         on_round: called on every rank with the report of each completed round.
         fused: let one kernel make the whole local step where the wrapped optimizer is exactly torch.optim.SGD or AdamW
             and its settings allow it: the same update to rounding, with its state in torch's own format.

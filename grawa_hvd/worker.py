@@ -44,6 +44,8 @@ class Worker:
         settings: Settings,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
+        if settings.schedule.local_period:
+            communicator.check_hosts()
         self._names = names
         self._reset_optimizer = reset_optimizer
         self._communicator = communicator

@@ -152,3 +152,12 @@ def test_settings_that_differ_are_the_same_error_everywhere(option: dict[str, An
     assert len({text for _, text in found}) == 1
     assert next(iter(option)) in found[0][1]
     assert "rank 1" in found[0][1]
+
+
+def test_hosts_without_process_sets_are_refused_at_once_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOROVOD_DYNAMIC_PROCESS_SETS", "0")
+    alone = errors(lambda: wrap(mlp(), period=4, local_period=2))
+    monkeypatch.setattr(hvd, "local_size", lambda: 1)  # as on several hosts
+    found = errors(lambda: wrap(mlp(), period=4, local_period=2))
+    assert alone == [("", "")] * hvd.size()
+    assert all(kind == "ValueError" and 'hvd.init(process_sets="dynamic")' in said for kind, said in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import horovod.torch as hvd
@@ -498,9 +499,12 @@ def test_different_initial_parameters_are_warned_of_on_every_rank_unless_broadca
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(model, optimizer, range(4))
-    texts = from_all([str(warning.message) for warning in caught if "parameters" in str(warning.message)])
+    ours = [warning for warning in caught if "parameters" in str(warning.message)]
+    texts = from_all([str(warning.message) for warning in ours])
+    files = from_all([Path(warning.filename).name for warning in ours])
     assert [len(text) for text in texts] == [0 if broadcast else 1] * size
     if not broadcast:
         assert all("did you forget hvd.broadcast_parameters" in text[0] for text in texts)
+        assert files == [["models.py"]] * size  # which calls optimizer.step()
         assert all(str(size - 1) in text[0] for text in texts)
     assert optimizer.rounds == 2
