@@ -93,6 +93,7 @@ def outcome(request: pytest.FixtureRequest, cluster: None, tmp_path_factory: pyt
             "env",
             "HOROVOD_CYCLE_TIME=10",
             "HOROVOD_DYNAMIC_PROCESS_SETS=1",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS=120",
             str(ENVIRONMENT / "horovodrun"),
             "--gloo",
             "--disable-cache",
