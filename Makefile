@@ -9,7 +9,7 @@ CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '
 NP ?= 2 4
 ARGS ?=
 
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model test cluster-test lint format cuda-check cuda-load \
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
   wheels gpu-check clean
 
 help: ## list the targets
@@ -54,6 +54,10 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples
 	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
+
+readme: ## put the tables of the committed results into README.md
+	@$(SETUP) examples
+	$(BIN)/python -m benchmarks.readme $(ARGS)
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples

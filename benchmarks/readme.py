@@ -1,0 +1,149 @@
+"""The tables of README.md, from the committed results: `python -m benchmarks.readme` writes them between their marks.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the exit code says
+whether README.md tells what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TITLES = {
+    "tiny500": "tiny tensors", "resnet20": "ResNet-20", "densenet121": "DenseNet-121", "vgg16": "VGG-16",
+    "huge": "one tensor", "resnet50": "ResNet-50", "wrn28_10": "WRN-28-10", "gpt2": "GPT-2",
+}  # fmt: skip
+KERNELS = {
+    "norms": ("norms", "LayerTable"), "norms, list": ("norms", "list"), "pack": ("pack", "LayerTable"),
+    "blend": ("blend", "LayerTable"), "SGD step": ("sgd_step", "StepTable"), "AdamW step": ("adamw_step", "StepTable"),
+}  # fmt: skip
+STEPS = {
+    "SGD": ("SGD", "ours"), "SGD, proximity": ("SGD", "ours, proximity"),
+    "AdamW": ("AdamW", "ours"), "AdamW, proximity": ("AdamW", "ours, proximity"),
+}  # fmt: skip
+ROUNDS = {
+    "uniform": "grawa_hvd uniform", "LGRAWA": "grawa_hvd LGRAWA", "torch's averager": "torch PeriodicModelAverager",
+    "authors' way": "authors: layer by layer",
+    "a step of `hvd.DistributedOptimizer`": "hvd.DistributedOptimizer step",
+}  # fmt: skip
+RATES = {"none": "unshaped", "1gbit": "1 Gbit/s", "100mbit": "100 Mbit/s"}
+HOROVOD = "hvd.DistributedOptimizer"
+
+Rows = list[list[str]]
+
+
+def markdown(head: list[str], rows: Rows) -> str:
+    """A table, the first column of which has no title."""
+    lines = [["", *head], ["---"] * (len(head) + 1), *rows]
+    return "\n".join(("|" + "|".join(line) + "|") if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)
+
+
+def results(name: str) -> Any:
+    """A committed file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows of a cell by what was measured."""
+    return {row["name"]: row for row in rows}
+
+
+def spread(summary: dict[str, float]) -> str:
+    """Median and quartiles."""
+    return f"{summary['median']:.2f} ({summary['lower_quartile']:.2f}–{summary['upper_quartile']:.2f})"
+
+
+def kernels() -> str:
+    """Speed-up over the best peer, and share of the limit, on one and two threads."""
+    cells = results("kernels_cpu")["cells"]
+    shapes = {cell["model"]: (cell["layers"], cell["parameters"]) for cell in cells}
+    found = {(c["model"], c["operation"], c["threads"]): by_name(c["rows"]) for c in cells}
+
+    def entry(model: str, operation: str, way: str) -> str:
+        rows = [found[model, operation, threads][way] for threads in (1, 2)]
+        gains = [row["speedup_over_best_peer"] for row in rows]
+        gain = " / ".join(f"{value:.{0 if value >= 10 else 1 if value >= 3 else 2}f}" for value in gains)
+        share = " / ".join(f"{100 * row['share_of_limit']:.0f}" for row in rows)
+        return f"{gain} ({share}%)"
+
+    rows = []
+    for model in sorted(shapes, key=lambda model: shapes[model][1]):
+        layers, parameters = shapes[model]
+        size = f"{4 * parameters / 1e6:.{1 if parameters < 1e6 else 0}f} MB"
+        rows.append([f"{TITLES[model]}, {layers}, {size}", *(entry(model, *where) for where in KERNELS.values())])
+    return markdown(list(KERNELS), rows)
+
+
+def steps() -> str:
+    """A local step over that of the bare optimizer."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+        (cell["model"], cell["optimizer"]): by_name(cell["rows"]) for cell in results("local_step")["cells"]
+    }
+    models = list(dict.fromkeys(model for model, _ in found))
+    rows = [
+        [TITLES[model], *(spread(found[model, kind][way]["over_bare"]) for kind, way in STEPS.values())]
+        for model in models
+    ]
+    return markdown(list(STEPS), rows)
+
+
+def rounds() -> str:
+    """A round over a bare allreduce."""
+    rows = []
+    for cell in (cell for run in results("round_loopback")["runs"] for cell in run["cells"]):
+        found = by_name(cell["rows"])
+        bare = 1e3 * found["bare hvd.allreduce_"]["seconds"]["median"]
+        ratios = [spread(found[name]["over_bare_allreduce"]) for name in ROUNDS.values()]
+        rows.append([f"{TITLES[cell['model']]}, {cell['ranks']} ranks", f"{bare:.1f}", *ratios])
+    return markdown(["bare allreduce, ms", *ROUNDS], rows)
+
+
+def cluster() -> str:
+    """Images a second over Horovod's, and bytes on the wire."""
+    cells = {cell["rate"]: by_name(cell["rows"]) for cell in results("cluster")["cells"]}
+    first = next(iter(cells.values()))
+    rows = []
+    for name in first:
+        if name == HOROVOD:
+            speeds = [f"{found[name]['images_per_second']['median']:.1f} images/s" for found in cells.values()]
+        else:
+            speeds = [f"× {found[name]['images_over_horovod']['median']:.2f}" for found in cells.values()]
+        share = f"{first[name]['own_bytes_over_horovod']['median']:.4f}"
+        rows.append([name.replace(HOROVOD, f"`{HOROVOD}`"), *speeds, share])
+    return markdown([*(RATES[rate] for rate in cells), "bytes, of Horovod's"], rows)
+
+
+TABLES = {"KERNELS": kernels, "STEP": steps, "ROUND": rounds, "CLUSTER": cluster}
+
+
+def filled(text: str) -> str:
+    """README.md with the tables that the results make."""
+    for name, table in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no table between <!-- {name} --> and <!-- end -->")
+        made = table()
+        text = pattern.sub(lambda marks, made=made: f"{marks[1]}{made}{marks[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md is out of date")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    new = filled(text)
+    if not options.check:
+        readme.write_text(new)
+    return int(options.check and new != text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
