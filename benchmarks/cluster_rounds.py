@@ -15,6 +15,7 @@ from benchmarks import round as bench_round
 from benchmarks.models import Shape, numel
 from benchmarks.round_methods import PULL, BareAllreduce, LgrawaRound, Method, UniformRound, Workload
 from benchmarks.round_report import OVER_LIMIT, quartiles
+from benchmarks.timing import no_collection
 
 SMALLEST_PROBE = 1 << 10
 PROBE_CALLS = 5
@@ -57,7 +58,7 @@ def rounds(layers: int, seconds: float) -> dict[str, Any]:
     kinds: tuple[type[Method], ...] = (BareAllreduce, UniformRound, LgrawaRound, InMessages)
     methods = [kind(work) for kind in kinds]
     bench_round.check(methods, work)
-    with bench_round.no_collection(), tqdm(disable=True) as bar:
+    with no_collection(), tqdm(disable=True) as bar:
         times = bench_round.measure(methods, seconds, False, bar)
     names = [name for method in methods for name in method.rows]
     return {

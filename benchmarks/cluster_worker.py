@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import time
 from pathlib import Path
@@ -20,13 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks import cluster_digits, cluster_rounds, report
+from benchmarks import cluster_digits, cluster_rounds, ranks
 from benchmarks import round as bench_round
 from benchmarks.cluster_methods import BATCH, NAMES, PARAMETERS_PER_UNIT, Models, Trainee, trainees
 from benchmarks.cluster_report import figures
 from benchmarks.cluster_wire import Wire, over_hosts
+from benchmarks.timing import no_collection
 from examples.digits import Data, load
-from grawa_hvd.communicator import horovod_version
 
 FEWEST_PASSES = 3
 IDLE_SECONDS = 2.0
@@ -106,7 +105,7 @@ def train(options: argparse.Namespace, data: Data, wire: Wire) -> dict[str, Any]
     methods = trainees(options.methods, data, options.width)
     warm_up(methods)
     quiet = idle(wire)
-    with bench_round.no_collection():
+    with no_collection():
         times, sent = measure(methods, wire, options.seconds)
     check(methods)
     return {
@@ -118,20 +117,16 @@ def train(options: argparse.Namespace, data: Data, wire: Wire) -> dict[str, Any]
     }
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one rate; a collective."""
+def run(options: argparse.Namespace, described: dict[str, Any]) -> dict[str, Any]:
+    """All figures of one rate, behind the description of the machine; a collective."""
     data = load(None, hvd.rank(), hvd.size())
-    found = report.environment(options)
-    found["versions"]["horovod"] = horovod_version()
     cell = {
-        **found,
+        **described,
+        "seconds": options.seconds,
         "rate": options.rate,
         "ranks": hvd.size(),
         "hosts": hvd.cross_size(),
-        "processors": os.cpu_count(),
         "batch": BATCH,
-        "load_average_before": round(options.load, 2),
-        "horovod_cycle_ms": float(os.environ.get("HOROVOD_CYCLE_TIME", "1")),
         **train(options, data, Wire(options.interface)),
         "allreduce": cluster_rounds.probes(4 * PARAMETERS_PER_UNIT * options.width),
     }
@@ -154,18 +149,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--round-layers", type=int, default=0, help="of the model whose round is timed (default: none)")
     add("--seeds", type=int, default=0, help="of the time to 97 %% on digits (default: none)")
     add("--json", type=Path, required=True, help="rank 0 writes the figures there")
-    options = parser.parse_args(arguments)
-    options.device, options.dtype, options.threads = "cpu", "float32", torch.get_num_threads()
-    options.load = os.getloadavg()[0]
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures and writes JSON; every rank calls it."""
     options = parse(arguments)
+    described = ranks.environment()
     hvd.init()
-    with bench_round.torch_group():
-        cell = run(options)
+    with ranks.torch_group():
+        cell = run(options, described)
         dist.barrier()
     if hvd.rank() == 0:
         options.json.write_text(json.dumps(cell, indent=1) + "\n")

@@ -22,12 +22,10 @@ of buffers that hold at least 4 × the cache, the next set at every call: their 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from tqdm import tqdm
 from benchmarks import report
 from benchmarks.models import MODELS, numel
 from benchmarks.operations import OPERATIONS, Operation, Row
+from benchmarks.timing import no_collection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WARM_UP = 2
@@ -104,17 +103,6 @@ def clock(device: torch.device) -> Callable[[Callable[[], Any]], float]:
         return float(begin.elapsed_time(end)) * 1e3
 
     return on_cuda if device.type == "cuda" else on_cpu
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keeps Python's garbage collector out of the measured calls."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def measure(sets: list[list[Row]], device: torch.device, seconds: float, resident: bool) -> list[list[float]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import grawa_hvd
-from benchmarks import report
+from benchmarks import ranks
 from benchmarks.models import MODELS, numel
 
 PERIOD = 16
@@ -188,10 +188,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints a table, and writes JSON and a plot where asked."""
     options = parse(arguments)
+    torch.set_num_threads(1)
+    described = ranks.environment()
     hvd.init()
     if hvd.size() < 2:
         raise SystemExit("local_step: on one rank the wrapper steps as torch does; start 2 or more with horovodrun")
-    torch.set_num_threads(1)
     cells = []
     with tqdm(disable=hvd.rank() > 0, leave=False, unit="block") as bar:
         for model in options.models:
@@ -207,9 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
     if hvd.rank() > 0:
         return
     print(table(cells))
-    options.device, options.dtype, options.threads = "cpu", "float32", 1
     if options.json is not None:
-        results = {**report.environment(options), "ranks": hvd.size(), "period": PERIOD, "cells": cells}
+        head = {**described, "seconds": options.seconds, "ranks": hvd.size(), "period": PERIOD}
+        results = {**head, "cells": cells}
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.plot is not None:
         plot(cells, options.plot)

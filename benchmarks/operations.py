@@ -113,8 +113,8 @@ class Pack:
             self.out[begin:end].copy_(param.ravel() * weight)
 
 
-class Blend:
-    """x[l] += λ[l]·(c[l] − x[l]): reads x and c, writes x. The limit is a plain copy, by bytes per second."""
+class _Centered:
+    """Parameters and a flat centre: with views of it for the peers, and a buffer for a plain copy of it."""
 
     def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
         self.params = [_noise(shape, dtype, device) for shape in shapes]
@@ -122,6 +122,13 @@ class Blend:
         self.center = _noise((self.ranges[-1][1],), dtype, device).roll(1)
         self.views = [self.center[a:b].view(s) for (a, b), s in zip(self.ranges, shapes, strict=True)]
         self.flat = torch.empty_like(self.center)
+
+
+class Blend(_Centered):
+    """x[l] += λ[l]·(c[l] − x[l]): reads x and c, writes x. The limit is a plain copy, by bytes per second."""
+
+    def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(shapes, dtype, device)
         self.pull = torch.full((len(shapes),), PULL, device=device)
         self.table = ops.LayerTable(self.params)
 
@@ -151,7 +158,7 @@ class Blend:
             param.add_(self.center[begin:end].view_as(param) - param, alpha=PULL)
 
 
-class LocalStep(ABC):
+class LocalStep(_Centered, ABC):
     """The update of a torch optimizer, the pull toward the center, and the gradient norms; a subclass names which.
 
     The peers are torch's own step (fused or foreach) with foreach_lerp_ and foreach_norm behind it, and what the
@@ -163,11 +170,7 @@ class LocalStep(ABC):
     fuses_half_types = True
 
     def __init__(self, shapes: Sequence[Shape], dtype: torch.dtype, device: torch.device) -> None:
-        self.params = [_noise(shape, dtype, device) for shape in shapes]
-        self.ranges = _ranges(self.params)
-        self.center = _noise((self.ranges[-1][1],), dtype, device).roll(1)
-        self.views = [self.center[a:b].view(s) for (a, b), s in zip(self.ranges, shapes, strict=True)]
-        self.flat = torch.empty_like(self.center)
+        super().__init__(shapes, dtype, device)
         self.norms = torch.empty(len(shapes), device=device)
         for param in self.params:
             param.grad = _noise((param.numel() + 1,), dtype, device)[1:].clone().view(param.shape)

@@ -15,15 +15,10 @@ they do after a backward pass, and no method pays for what its neighbour evicted
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import random
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,45 +28,19 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import report, round_report
+from benchmarks import ranks, round_report
 from benchmarks.models import MODELS, numel
 from benchmarks.round_methods import METHODS, Method, Workload
-from grawa_hvd.communicator import horovod_version
+from benchmarks.timing import no_collection
 
 SMALL_BYTES = 8 << 20
 WARM_UP = 2
 FEWEST_PASSES = 5
 MOST_PASSES = 5000
-TIMEOUT = timedelta(minutes=5)
 
 
 class WrongResultError(RuntimeError):
     """A method computes something else: its time means nothing."""
-
-
-@contextmanager
-def torch_group() -> Iterator[None]:
-    """torch.distributed's group of all ranks over Gloo, beside Horovod's; a collective."""
-    # Horovod was told the interface over which the hosts reach each other.
-    if "HOROVOD_GLOO_IFACE" in os.environ:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["HOROVOD_GLOO_IFACE"])
-    dist.init_process_group("gloo", store=_store(), rank=hvd.rank(), world_size=hvd.size(), timeout=TIMEOUT)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _store() -> Any:
-    """The store on rank 0's host through which the ranks find each other, at a port that was free."""
-    if hvd.rank() == 0:
-        # The name by which horovodrun reaches this host; the other hosts know it too.
-        host = os.environ.get("HOROVOD_HOSTNAME", "localhost")
-        store = dist.TCPStore(host, 0, hvd.size(), True, TIMEOUT, wait_for_workers=False)
-        hvd.broadcast_object((host, store.port), root_rank=0, name="bench.store")
-        return store
-    host, port = hvd.broadcast_object(None, root_rank=0, name="bench.store")
-    return dist.TCPStore(host, port, hvd.size(), False, TIMEOUT)
 
 
 def tolerance(size: int) -> float:
@@ -94,17 +63,6 @@ def check(methods: list[Method], work: Workload) -> dict[str, float]:
         if not error <= tolerance(work.size):
             raise WrongResultError(f"{method.name}: relative error {error:.2g}, allowed {tolerance(work.size):.2g}")
     return {method.name: error for method, error in zip(methods, errors.tolist(), strict=True)}
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """Keeps Python's garbage collector out of the measured calls."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def measure(methods: list[Method], seconds: float, warm: bool, bar: tqdm) -> Tensor:
@@ -173,18 +131,6 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return cells
 
 
-def environment(options: argparse.Namespace) -> dict[str, Any]:
-    """Versions, processor, ranks, and what else was going on; nothing that names a host."""
-    found = report.environment(options)
-    found["versions"]["horovod"] = horovod_version()
-    return {
-        **found,
-        "processors": os.cpu_count(),
-        "load_average_before": round(options.load, 2),
-        "horovod_cycle_ms": float(os.environ.get("HOROVOD_CYCLE_TIME", "1")),
-    }
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options; what cannot be run is refused here."""
     summary, _, details = (__doc__ or "").partition("\n\n")
@@ -198,21 +144,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=20.0, help="for each model (default: %(default)s)")
     add("--json", type=Path, help="rank 0 writes all figures there")
     options = parser.parse_args(arguments)
-    options.device, options.dtype, options.threads = "cpu", "float32", torch.get_num_threads()
-    options.load = os.getloadavg()[0]
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints tables, and writes JSON where asked; every rank calls it."""
     options = parse(arguments)
+    described = ranks.environment()
     hvd.init()
     if hvd.size() < 2:
         sys.exit("a round needs 2 ranks or more: horovodrun -np 2 -H localhost:2 python -m benchmarks.round")
-    with torch_group():
+    with ranks.torch_group():
         cells = run(options)
     if options.json is not None and hvd.rank() == 0:
-        options.json.write_text(json.dumps({"runs": [{**environment(options), "cells": cells}]}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"runs": [{**described, "seconds": options.seconds, "cells": cells}]}, indent=1) + "\n"
+        )
         print(f"All figures: {options.json}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,6 +41,22 @@ def train(model: nn.Module, optimizer: Any, steps: Iterable[int]) -> None:
         optimizer.zero_grad()
         loss_of(model, step).backward()
         optimizer.step()
+
+
+def continued(options: dict[str, Any], before: int, after: int) -> bool:
+    """Whether a run goes on bitwise as it was from a checkpoint after so many steps; a collective."""
+    model = mlp()
+    optimizer = wrap(model, **options)
+    train(model, optimizer, range(before))
+    state, parameters = copy.deepcopy(optimizer.state_dict()), copies(model)
+    train(model, optimizer, range(before, before + after))
+    again = mlp(7)
+    resumed = wrap(again, **options)
+    for parameter, saved in zip(again.parameters(), parameters, strict=True):
+        parameter.data.copy_(saved)
+    resumed.load_state_dict(state)
+    train(again, resumed, range(before, before + after))
+    return same(copies(model), copies(again)) and same(optimizer.center.values(), resumed.center.values())
 
 
 def set_gradients(parameters: Iterable[Tensor], value: float | Tensor) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cluster_digits, cluster_plot, cluster_report, cluster_worker
+from benchmarks import cluster_digits, cluster_plot, cluster_report, cluster_worker, ranks
 from benchmarks import round as bench_round
 from benchmarks.cluster_methods import ALONE, HOROVOD, NAMES, Trainee, trainees
 from benchmarks.cluster_wire import Wire, over_hosts
@@ -25,7 +25,7 @@ TAU_16 = "LGRAWA τ = 16"
 
 @pytest.fixture
 def group(rank: int) -> Iterator[None]:
-    with bench_round.torch_group():
+    with ranks.torch_group():
         yield
 
 

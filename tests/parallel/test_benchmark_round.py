@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import ranks, round_report
 from benchmarks import round as bench
-from benchmarks import round_report
 from benchmarks.models import resnet20
 from benchmarks.round_methods import METHODS, LgrawaRound, Method, Workload
 
@@ -22,7 +22,7 @@ TINY = [(3, 5), (1,), (70,), (2, 2)]
 
 @pytest.fixture
 def work(rank: int, size: int) -> Iterator[Workload]:
-    with bench.torch_group():
+    with ranks.torch_group():
         yield Workload("tiny", TINY, rank, size)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import horovod.torch as hvd
 import pytest
 import torch
 from learner import compare, too_large
-from models import across, copies, equal_on_all_ranks, errors, from_all, mlp, same, sgd, train, wrap
+from models import across, continued, equal_on_all_ranks, errors, from_all, mlp, sgd, train, wrap
 from simulation import Scheme
 
 EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
@@ -119,19 +118,7 @@ def test_a_host_whose_worker_has_joined_waits_for_it_without_holding_up_the_othe
 @pytest.mark.ranks(2)
 def test_a_checkpoint_between_the_rounds_of_a_host_continues_bitwise(hosts: Any) -> None:
     hosts(ONE)
-    options: dict[str, Any] = {"period": 6, "local_period": 2, "proximity": 0.5, "outer_momentum": 0.4}
-    model = mlp()
-    optimizer = wrap(model, **options)
-    train(model, optimizer, range(9))
-    state, parameters = copy.deepcopy(optimizer.state_dict()), copies(model)
-    train(model, optimizer, range(9, 19))
-    again = mlp(7)
-    resumed = wrap(again, **options)
-    for parameter, saved in zip(again.parameters(), parameters, strict=True):
-        parameter.data.copy_(saved)
-    resumed.load_state_dict(state)
-    train(again, resumed, range(9, 19))
-    assert same(copies(model), copies(again))
+    assert continued({"period": 6, "local_period": 2, "proximity": 0.5, "outer_momentum": 0.4}, before=9, after=10)
 
 
 @pytest.mark.ranks(2)
