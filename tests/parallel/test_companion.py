@@ -514,3 +514,28 @@ def test_in_process_sets(rank: int, on_both: Any, sent: list[str]) -> None:
             hvd.remove_process_set(process_set)
     assert difference(one, other, rounds=3) == {}
     assert sent.count("companion") == 4  # an arrival and three rounds, of one optimizer, on one of the paths
+
+
+NUMBERS = [0.0, 1.0, -1 / 3, 5e-324, 2.0**53 - 1, 1.7e308, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None], ids=["float32", "float64", "alone"])
+def test_rows_arrive_bit_by_bit_beside_whatever_is_summed(dtype: torch.dtype | None, rank: int, size: int) -> None:
+    communicator = Communicator()
+    row = torch.tensor(NUMBERS, dtype=torch.float64) if rank == size - 1 else torch.full((len(NUMBERS),), 0.1 + rank)
+    row, wire = row.double(), None
+    if dtype is not None:
+        wire = torch.full((7 + communicator.room(len(row), dtype),), 1.5, dtype=dtype)
+    rows = communicator.gather(row, "test.rows", wire)
+    bits = [row.tolist() for row in rows.view(torch.int64)]
+    assert bits == from_all(row.view(torch.int64).tolist())
+    assert wire is None or wire[:7].tolist() == [1.5 * size] * 7
+
+
+def test_rows_of_different_length_are_an_error_on_every_rank(rank: int) -> None:
+    communicator = Communicator()
+    row = torch.zeros(3 + (rank == 1), dtype=torch.float64)
+    wire = torch.zeros(7 + communicator.room(len(row), torch.float32))
+    assert [kind for kind, _ in errors(lambda: communicator.gather(row, "test.rows", wire))] == [
+        "MismatchedRowsError"
+    ] * hvd.size()
