@@ -67,9 +67,9 @@ CASES = {
     "lgrawa": Case(Scheme("lgrawa", period=4, proximity=0.3, lr=LEARNING_RATE)),
     "hierarchy": Case(
         Scheme("lgrawa", period=8, proximity=0.3, lr=LEARNING_RATE, local_period=2, host_of=HOST_OF),
-        # Three times as many rounds within hosts: all ranks exchange rows for them, and cycles go on meanwhile. Their
-        # sums, on the wire, would make it 4.
-        most_on_wire=2.0,
+        # Three times as many rounds within hosts, for which all ranks exchange rows. Their sums, on the wire, would make
+        # it 4.
+        most_on_wire=1.4,
     ),
     # A round rounds 12 contributions and 11 sums to 11 bits, relative to how far workers have moved since the last one,
     # and all that parameters are is such moves; half of it reaches a worker.
@@ -157,7 +157,8 @@ def test_wire_carries_the_rounds_and_little_else(outcome: Outcome) -> None:
     """A ring of M ranks in the order of the hosts: the last of each sends 2 (M − 1) / M of a buffer to the next host.
 
     To that come a header of 66 bytes for each segment, which holds 1448 bytes or more, and an acknowledgement of 66 for
-    each that comes in: 9 % at most. 10 % more is left for what Horovod's ranks tell each other in every cycle.
+    each that comes in: 9 % at most. 10 % more is left for what Horovod's ranks tell each other of each message, and
+    what they tell each other in every cycle, idle or not, goes by the time that it took: it was measured, too.
     """
     rounds = outcome.rounds - 1  # the wire is watched from the end of the first on
     model = outcome.case.bytes_per_element * (FEATURES + 1) * CLASSES
@@ -166,4 +167,5 @@ def test_wire_carries_the_rounds_and_little_else(outcome: Outcome) -> None:
         assert rounds * model <= rank["handed_over"] <= rounds * (model + 10_000)
         payload = 2 * (WORKERS - 1) / WORKERS * rank["handed_over"]
         for way in ("sent", "received"):
-            assert payload <= rank[way] <= outcome.case.most_on_wire * payload
+            idle = 1.25 * rank[f"idle_{way}"] * rank["seconds"]
+            assert payload <= rank[way] <= outcome.case.most_on_wire * payload + idle

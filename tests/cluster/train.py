@@ -19,6 +19,7 @@ from torch.nn import functional
 
 import grawa_hvd
 
+IDLE_SECONDS = 1.0
 COUNTERS = Path("/sys/class/net/eth0/statistics")
 
 
@@ -75,10 +76,15 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
             handed_over += optimizer.last_round.bytes if wire else 0
             wire = wire or Wire()
     assert wire, "no round was made"
+    carried = wire.since()
+    idle = Wire()
+    time.sleep(IDLE_SECONDS)
+    idled = idle.since()
     return {
         "host": socket.gethostname(),
         "local_size": hvd.local_size(),
-        **wire.since(),
+        **carried,
+        **{f"idle_{way}": idled[way] / idled["seconds"] for way in ("received", "sent")},
         "handed_over": handed_over,
         "weights": np.stack(weights),
         **{f"parameter.{name}": parameter.detach().numpy() for name, parameter in model.named_parameters()},
