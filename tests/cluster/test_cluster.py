@@ -67,8 +67,7 @@ CASES = {
     "lgrawa": Case(Scheme("lgrawa", period=4, proximity=0.3, lr=LEARNING_RATE)),
     "hierarchy": Case(
         Scheme("lgrawa", period=8, proximity=0.3, lr=LEARNING_RATE, local_period=2, host_of=HOST_OF),
-        # Three times as many rounds within hosts, for which all ranks exchange rows. Their sums, on the wire, would make
-        # it 4.
+        # Three times as many rounds within hosts, for which all ranks exchange rows. Their sums would make it 4.
         most_on_wire=1.4,
     ),
     # A round rounds 12 contributions and 11 sums to 11 bits, relative to how far workers have moved since the last one,
