@@ -62,7 +62,7 @@ readme: ## put the tables of the committed results into README.md
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
 	@$(SETUP) test examples
 	failed=0; \
-	timeout 600 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
+	timeout 1200 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
 	timeout 2600 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 1200 $(ARGS) || failed=1; \
 	exit $$failed
 
