@@ -10,10 +10,10 @@ namespace {
 // kRecent: beta1 below a half. torch's lerp then starts from the gradient, so that beta1 = 0 gives exactly that.
 template <bool kRecent, bool kPull, typename T>
 GRAWA_INLINE void adamw_loop(const StepBlock<T>& block, const AdamwFactors<T>& factors) {
-  const auto [param, grad, momentum, square, center, size] = block;
+  T *const param = block.param, *const momentum = block.momentum, *const square = block.square;
+  const T *const grad = block.grad, *const center = block.center;
   const AdamwFactors<T> f = factors;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < size; ++i) {
+  for_each_element(block, [=](int64_t i) {
     const T change = f.sign * grad[i];
     const T old = momentum[i];
     const T mean = kRecent ? change - f.beta1 * (change - old) : old + f.new1 * (change - old);
@@ -23,7 +23,7 @@ GRAWA_INLINE void adamw_loop(const StepBlock<T>& block, const AdamwFactors<T>& f
     const T root = std::sqrt(mean_square) * f.root_scale + f.eps;
     const T updated = f.kept * param[i] - f.step_size * (mean / root);
     param[i] = kPull ? pulled(updated, center[i], f.pull) : updated;
-  }
+  });
 }
 
 template <bool kRecent, typename T>

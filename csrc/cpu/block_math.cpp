@@ -74,9 +74,12 @@ GRAWA_INLINE double square(double x) { return x * x; }
 
 typedef float Floats __attribute__((vector_size(16 * sizeof(float))));
 
-// 16 running sums in double.
+// Adds to 16 running sums in double.
 struct WideSums {
-  Doubles sums[4] = {};
+  Doubles sums[4];
+
+  explicit GRAWA_INLINE WideSums(const FloatSquares& squares) { std::memcpy(sums, squares.wide, sizeof(sums)); }
+  GRAWA_INLINE void store(FloatSquares& squares) const { std::memcpy(squares.wide, sums, sizeof(sums)); }
 
   GRAWA_INLINE void add(const Floats& x) {
 #pragma GCC unroll 4
@@ -96,11 +99,6 @@ struct WideSums {
     }
   }
 
-  GRAWA_INLINE double total() const {
-    const Doubles sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
-
  private:
   static GRAWA_INLINE void widen(const Floats& x, int64_t part, Doubles& values) {
     for (int64_t lane = 0; lane < 4; ++lane) values[lane] = x[4 * part + lane];
@@ -111,12 +109,12 @@ struct WideSums {
 // sum of a pair of squares, two for that of four pairs. All terms are positive, so the result errs by less than
 // 4 · 2^-24 of itself, as long as `holds_float_sums`.
 template <typename Value>
-GRAWA_INLINE double sum_of_float_squares(int64_t size, Value value) {
+GRAWA_INLINE void add_float_squares(FloatSquares& squares, int64_t size, Value value) {
   constexpr int64_t kWidth = 16;
-  constexpr int64_t kPairs = 4;
-  WideSums wide;
+  constexpr int64_t kPairs = FloatSquares::kPiece / (2 * kWidth);
+  WideSums wide(squares);
   int64_t i = 0;
-  for (; i + 2 * kPairs * kWidth <= size; i += 2 * kPairs * kWidth) {
+  for (; i + FloatSquares::kPiece <= size; i += FloatSquares::kPiece) {
     Floats sums[kPairs];
     // Memory is read in order: otherwise the processor does not see what to fetch ahead.
 #pragma GCC unroll 4
@@ -133,18 +131,29 @@ GRAWA_INLINE double sum_of_float_squares(int64_t size, Value value) {
     for (int64_t lane = 0; lane < kWidth; ++lane) rest[lane] = value(i + lane);
     wide.add_squares(rest);
   }
-  double sum = wide.total();
-  for (; i < size; ++i) sum += square(value(i));
-  return sum;
+  wide.store(squares);
+  for (; i < size; ++i) squares.rest += square(value(i));
+}
+
+template <typename Value>
+GRAWA_INLINE double sum_of_float_squares(int64_t size, Value value) {
+  FloatSquares squares;
+  add_float_squares(squares, size, value);
+  return squares.total();
+}
+
+}  // namespace
+
+double FloatSquares::total() const {
+  const auto sum = [this](int64_t lane) { return (wide[lane] + wide[lane + 4]) + (wide[lane + 8] + wide[lane + 12]); };
+  return ((sum(0) + sum(1)) + (sum(2) + sum(3))) + rest;
 }
 
 // A result below 2^-126 errs by up to that much where the processor flushes such numbers to zero, and there are fewer
 // than two results per element: below 2^-27 of this sum. A square, or a sum of eight, beyond the range is infinite.
-GRAWA_INLINE bool holds_float_sums(double sum, int64_t size) {
-  return sum >= static_cast<double>(size) * 0x1p-98 && sum < std::numeric_limits<double>::infinity();
+bool holds_float_sums(double total, int64_t size) {
+  return total >= static_cast<double>(size) * 0x1p-98 && total < std::numeric_limits<double>::infinity();
 }
-
-}  // namespace
 
 GRAWA_CLONES void convert(void* to, at::ScalarType to_dtype, const void* from, at::ScalarType from_dtype,
                           int64_t size) {
@@ -170,6 +179,10 @@ GRAWA_CLONES double sum_squares(const c10::BFloat16* x, int64_t size) {
   const double sum = sum_of_float_squares(size, [=](int64_t i) { return static_cast<float>(x[i]); });
   if (holds_float_sums(sum, size)) return sum;
   return sum_of(size, [=](int64_t i) { return square(static_cast<float>(x[i])); });
+}
+
+GRAWA_CLONES void add_squares(FloatSquares& squares, const float* x, int64_t size) {
+  add_float_squares(squares, size, [=](int64_t i) { return x[i]; });
 }
 
 GRAWA_CLONES double sum_squares(const double* x, int64_t size) {

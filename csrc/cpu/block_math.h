@@ -20,6 +20,19 @@ void convert(void* to, at::ScalarType to_dtype, const void* from, at::ScalarType
 // square is between 2^-49 and 2^60 or so. Any size: longer calls cost less per element.
 double sum_squares(const float* x, int64_t size);
 double sum_squares(const c10::BFloat16* x, int64_t size);
+// The running sum of the squares of a chunk of floats, taken in runs: the same bits in whatever runs, as long as all
+// but the last are of whole pieces.
+struct FloatSquares {
+  static constexpr int64_t kPiece = 128;
+
+  double total() const;
+
+  double wide[16] = {};
+  double rest = 0;
+};
+void add_squares(FloatSquares& squares, const float* x, int64_t size);
+// Whether the total is as exact as sum_squares says; else the chunk needs that.
+bool holds_float_sums(double total, int64_t size);
 // To 1.5 · 2^-22: the differences are rounded to float, too.
 double sum_squared_differences(const float* x, const float* y, int64_t size);
 double sum_squares(const double* x, int64_t size);  // in double, and within its range

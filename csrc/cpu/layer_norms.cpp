@@ -62,10 +62,10 @@ Partial squares(const Span& x, int64_t begin, int64_t size) {
   }
   if (is_type<float>(x)) return {1, sum_squares(static_cast<const float*>(at_element(x, begin)), size)};
   if (is_type<c10::BFloat16>(x)) return {1, sum_squares(static_cast<const c10::BFloat16*>(at_element(x, begin)), size)};
-  Partial partial;
+  FloatSquares sums;
   float scratch[kBlock];
-  for_each_block(size, [&](int64_t i, int64_t n) { partial.sum += sum_squares(load(x, begin + i, n, scratch), n); });
-  return partial;
+  for_each_block(size, [&](int64_t i, int64_t n) { add_squares(sums, load(x, begin + i, n, scratch), n); });
+  return {1, sums.total()};
 }
 
 Partial squared_distance(const Span& x, int64_t begin, const Span& center, int64_t center_begin, int64_t size) {

@@ -7,14 +7,13 @@ namespace {
 
 enum class Momentum { kNone, kPlain, kNesterov };
 
-// What is 0 is left out, not multiplied by: 0 · Inf is NaN. The blocks of a layer never share memory, which the
-// compiler cannot know.
+// What is 0 is left out, not multiplied by: 0 · Inf is NaN.
 template <Momentum kMomentum, bool kDecay, bool kPull, typename T>
 GRAWA_INLINE void sgd_loop(const StepBlock<T>& block, const SgdFactors<T>& factors) {
-  const auto [param, grad, momentum, square, center, size] = block;
+  T *const param = block.param, *const momentum = block.momentum;
+  const T *const grad = block.grad, *const center = block.center;
   const SgdFactors<T> f = factors;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < size; ++i) {
+  for_each_element(block, [=](int64_t i) {
     const T old = param[i];
     T change = f.sign * grad[i];
     if constexpr (kDecay) change += f.weight_decay * old;
@@ -25,7 +24,7 @@ GRAWA_INLINE void sgd_loop(const StepBlock<T>& block, const SgdFactors<T>& facto
     }
     const T updated = old - f.lr * change;
     param[i] = kPull ? pulled(updated, center[i], f.pull) : updated;
-  }
+  });
 }
 
 template <Momentum kMomentum, typename T>

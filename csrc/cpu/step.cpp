@@ -46,30 +46,35 @@ AdamwFactors<T> factors_of(const StepLayer& layer, const AdamwRule& rule) {
 
 bool is_between(double pull) { return pull != 0 && pull != 1; }
 
+static_assert(kBlock % FloatSquares::kPiece == 0);  // or the sums would depend on the blocks
+
 template <typename T, typename Rule>
-void update_chunk(const StepLayer& layer, const Rule& rule, int64_t begin, int64_t size) {
+void update_chunk(const StepLayer& layer, const Rule& rule, int64_t begin, int64_t size, FloatSquares* sums) {
   const auto factors = factors_of<T>(layer, rule);
   Operand<T> param(layer.param), grad(layer.grad), momentum(layer.momentum), square(layer.square),
       center(is_between(layer.pull.value) ? layer.center : Span());
   for (int64_t i = begin; i < begin + size; i += kBlock) {
     const int64_t n = std::min(kBlock, begin + size - i);
-    update({param.load(i, n), grad.load(i, n), momentum.load(i, n), square.load(i, n), center.load(i, n), n}, factors);
+    update({param.load(i, n), grad.load(i, n), momentum.load(i, n), square.load(i, n), center.load(i, n), n, sums},
+           factors);
     param.store(n);
     momentum.store(n);
     square.store(n);
   }
 }
 
-void update_chunk(const StepLayer& layer, int64_t begin, int64_t size) {
-  std::visit(
-      [&](const auto& rule) {
-        if (is_type<double>(layer.param)) {
-          update_chunk<double>(layer, rule, begin, size);
-        } else {
-          update_chunk<float>(layer, rule, begin, size);
-        }
-      },
-      layer.rule);
+// Gives the squares of the gradients where their norm is wanted, bit for bit those of layer_norms.
+Partial update_chunk(const StepLayer& layer, int64_t begin, int64_t size) {
+  const bool has_norm = layer.norm_row >= 0;
+  if (is_type<double>(layer.param)) {
+    std::visit([&](const auto& rule) { update_chunk<double>(layer, rule, begin, size, nullptr); }, layer.rule);
+    return has_norm ? squares(layer.grad, begin, size) : Partial();
+  }
+  FloatSquares sums;
+  std::visit([&](const auto& rule) { update_chunk<float>(layer, rule, begin, size, has_norm ? &sums : nullptr); },
+             layer.rule);
+  if (!has_norm || holds_float_sums(sums.total(), size)) return {1, sums.total()};
+  return squares(layer.grad, begin, size);
 }
 
 template <typename T>
@@ -132,8 +137,7 @@ class CpuStepper : public Stepper {
       const bool has_center = layer.center.data != nullptr;
       // A chunk of the gradient is still in the cache when it is read again.
       if (has_update && tensors.grad_scale.has_value()) unscale_chunk(layer.grad, inverse, chunk.begin, chunk.size);
-      if (has_update && layer.norm_row >= 0) work_.partials[index] = squares(layer.grad, chunk.begin, chunk.size);
-      if (has_update) update_chunk(layer, chunk.begin, chunk.size);
+      if (has_update) work_.partials[index] = update_chunk(layer, chunk.begin, chunk.size);
       if (has_center && layer.pull.value == 1) {
         set_to_center(layer, chunk.begin, chunk.size);
       } else if (has_center && !has_update && layer.pull.value != 0) {

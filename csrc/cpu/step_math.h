@@ -1,7 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "cpu/block_math.h"
 #include "cpu/clones.h"
 #include "step_lists.h"
 
@@ -16,7 +19,23 @@ struct StepBlock {
   T* square;        // AdamW
   const T* center;  // nullptr: no pull
   int64_t size;
+  FloatSquares* grad_squares;  // those of the gradients are added; nullptr: not wanted, or of doubles
 };
+
+// Calls update(i) for every element, and adds the squares of the gradients a few cache lines before it, no more: so the
+// gradients come from memory beside the other operands. Squares of a whole chunk beforehand take their own time, since
+// one stream alone does not use the memory up. Operands never share memory, which the compiler cannot know.
+template <typename T, typename Update>
+GRAWA_INLINE void for_each_element(const StepBlock<T>& block, Update update) {
+  for (int64_t begin = 0; begin < block.size; begin += FloatSquares::kPiece) {
+    const int64_t end = std::min(begin + FloatSquares::kPiece, block.size);
+    if constexpr (std::is_same_v<T, float>) {
+      if (block.grad_squares != nullptr) add_squares(*block.grad_squares, block.grad + begin, end - begin);
+    }
+#pragma GCC ivdep
+    for (int64_t i = begin; i < end; ++i) update(i);
+  }
+}
 
 // Computed in double, then rounded once.
 template <typename T>
