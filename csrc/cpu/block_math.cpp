@@ -74,12 +74,9 @@ GRAWA_INLINE double square(double x) { return x * x; }
 
 typedef float Floats __attribute__((vector_size(16 * sizeof(float))));
 
-// Adds to 16 running sums in double.
+// 16 running sums in double.
 struct WideSums {
-  Doubles sums[4];
-
-  explicit GRAWA_INLINE WideSums(const FloatSquares& squares) { std::memcpy(sums, squares.wide, sizeof(sums)); }
-  GRAWA_INLINE void store(FloatSquares& squares) const { std::memcpy(squares.wide, sums, sizeof(sums)); }
+  Doubles sums[4] = {};
 
   GRAWA_INLINE void add(const Floats& x) {
 #pragma GCC unroll 4
@@ -99,6 +96,11 @@ struct WideSums {
     }
   }
 
+  GRAWA_INLINE double total() const {
+    const Doubles sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+
  private:
   static GRAWA_INLINE void widen(const Floats& x, int64_t part, Doubles& values) {
     for (int64_t lane = 0; lane < 4; ++lane) values[lane] = x[4 * part + lane];
@@ -109,10 +111,9 @@ struct WideSums {
 // sum of a pair of squares, two for that of four pairs. All terms are positive, so the result errs by less than
 // 4 · 2^-24 of itself, as long as `holds_float_sums`.
 template <typename Value>
-GRAWA_INLINE void add_float_squares(FloatSquares& squares, int64_t size, Value value) {
+GRAWA_INLINE void add_float_squares(WideSums& wide, double& sum_of_rest, int64_t size, Value value) {
   constexpr int64_t kWidth = 16;
   constexpr int64_t kPairs = FloatSquares::kPiece / (2 * kWidth);
-  WideSums wide(squares);
   int64_t i = 0;
   for (; i + FloatSquares::kPiece <= size; i += FloatSquares::kPiece) {
     Floats sums[kPairs];
@@ -131,22 +132,23 @@ GRAWA_INLINE void add_float_squares(FloatSquares& squares, int64_t size, Value v
     for (int64_t lane = 0; lane < kWidth; ++lane) rest[lane] = value(i + lane);
     wide.add_squares(rest);
   }
-  wide.store(squares);
-  for (; i < size; ++i) squares.rest += square(value(i));
+  for (; i < size; ++i) sum_of_rest += square(value(i));
 }
 
 template <typename Value>
 GRAWA_INLINE double sum_of_float_squares(int64_t size, Value value) {
-  FloatSquares squares;
-  add_float_squares(squares, size, value);
-  return squares.total();
+  WideSums wide;
+  double rest = 0;
+  add_float_squares(wide, rest, size, value);
+  return wide.total() + rest;
 }
 
 }  // namespace
 
 double FloatSquares::total() const {
-  const auto sum = [this](int64_t lane) { return (wide[lane] + wide[lane + 4]) + (wide[lane + 8] + wide[lane + 12]); };
-  return ((sum(0) + sum(1)) + (sum(2) + sum(3))) + rest;
+  WideSums sums;
+  std::memcpy(sums.sums, wide, sizeof(wide));
+  return sums.total() + rest;
 }
 
 // A result below 2^-126 errs by up to that much where the processor flushes such numbers to zero, and there are fewer
@@ -182,7 +184,10 @@ GRAWA_CLONES double sum_squares(const c10::BFloat16* x, int64_t size) {
 }
 
 GRAWA_CLONES void add_squares(FloatSquares& squares, const float* x, int64_t size) {
-  add_float_squares(squares, size, [=](int64_t i) { return x[i]; });
+  WideSums wide;
+  std::memcpy(wide.sums, squares.wide, sizeof(squares.wide));
+  add_float_squares(wide, squares.rest, size, [=](int64_t i) { return x[i]; });
+  std::memcpy(squares.wide, wide.sums, sizeof(squares.wide));
 }
 
 GRAWA_CLONES double sum_squares(const double* x, int64_t size) {

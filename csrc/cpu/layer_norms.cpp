@@ -60,12 +60,15 @@ Partial squares(const Span& x, int64_t begin, int64_t size) {
     return squares_of_doubles(size,
                               [&](int64_t i, int64_t) { return static_cast<const double*>(at_element(x, begin + i)); });
   }
-  if (is_type<float>(x)) return {1, sum_squares(static_cast<const float*>(at_element(x, begin)), size)};
   if (is_type<c10::BFloat16>(x)) return {1, sum_squares(static_cast<const c10::BFloat16*>(at_element(x, begin)), size)};
+  const auto at_once = [&] { return Partial{1, sum_squares(static_cast<const float*>(at_element(x, begin)), size)}; };
+  // The last chunk of a layer: nothing to look ahead for.
+  if (is_type<float>(x) && size < ChunkMap::kChunk) return at_once();
   FloatSquares sums;
   float scratch[kBlock];
   for_each_block(size, [&](int64_t i, int64_t n) { add_squares(sums, load(x, begin + i, n, scratch), n); });
-  return {1, sums.total()};
+  if (!is_type<float>(x) || holds_float_sums(sums.total(), size)) return {1, sums.total()};
+  return at_once();
 }
 
 Partial squared_distance(const Span& x, int64_t begin, const Span& center, int64_t center_begin, int64_t size) {

@@ -19,6 +19,7 @@ class Operand {
   T* load(int64_t begin, int64_t size) {
     if (span_.data == nullptr) return nullptr;
     place_ = at_element(span_, begin);
+    look_ahead(place_, size);
     if (is_type<T>(span_)) return static_cast<T*>(place_);
     convert(scratch_, kTypeOf<T>, place_, span_.dtype, size);
     return scratch_;
