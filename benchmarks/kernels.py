@@ -39,7 +39,7 @@ from benchmarks.timing import no_collection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 WARM_UP = 2
-FEWEST_ROUNDS = 5
+FEWEST_ROUNDS = 9
 MOST_ROUNDS = 20_000
 
 
