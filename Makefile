@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH)) --extras
 CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
+# In a launch of its own: after hundreds of other tests in one job, Horovod's making of process sets has hung (Gloo's
+# limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
+HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
@@ -63,7 +66,8 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests 
 	@$(SETUP) test examples
 	failed=0; \
 	timeout 1200 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
-	timeout 2600 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 1200 $(ARGS) || failed=1; \
+	timeout 2600 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
+	timeout 900 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 400 $(HOSTS) $(ARGS) || failed=1; \
 	exit $$failed
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
