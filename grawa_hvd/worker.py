@@ -207,9 +207,8 @@ class Worker:
             self._reset_optimizer()
             self._model.estimate.restart()  # from what it saw while the round was under way
             if not round_.within_host:
-                self._model.center.pull_(
-                    1.0
-                )  # the other fragments too: one left at NaN would soon poison this one again
+                # The other fragments too: one left at NaN would soon poison this one again.
+                self._model.center.pull_(1.0)
         if not round_.within_host:
             self._distance, self.last_round = distance, report
         if self._on_round is not None:

@@ -22,6 +22,7 @@ import grawa_hvd.companion
 SECONDS_PER_TEST = 150  # the slowest take 10 s where four ranks have two cores, at times three times that
 # Horovod is up only once the first test runs; its launcher says who this is from the start.
 RANK, SIZE = int(os.environ.get("HOROVOD_RANK", "0")), int(os.environ.get("HOROVOD_SIZE", "1"))
+WORLDS = {2, 4}  # the sizes in which `make test` runs each test that is marked for them
 NOTES = os.environ.get("GRAWA_TEST_NOTES")
 FAILED = pytest.StashKey[bool]()
 
@@ -48,6 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         marker = item.get_closest_marker("ranks")
         if marker is None:
             continue
+        wanted = {*marker.args, *marker.kwargs.values()}
+        if not wanted <= WORLDS:  # it would be skipped everywhere, and so never fail
+            pytest.exit(f"{item.nodeid} needs {wanted} ranks; `make test` starts {WORLDS}", pytest.ExitCode.USAGE_ERROR)
         if marker.args and marker.args[0] != SIZE:
             item.add_marker(pytest.mark.skip(reason=f"needs {marker.args[0]} ranks, not {SIZE}"))
         elif marker.kwargs.get("min", 1) > SIZE:
