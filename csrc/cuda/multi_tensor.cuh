@@ -8,6 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cuda/assembly.cuh"
 #include "cuda/table.h"
 
 // What the kernels share: which chunk a block does, and how its elements are moved 16 bytes at a time.
@@ -127,22 +128,6 @@ __device__ X pulled(Wide x, Center center, double pull) {
   const Wide wide_center = cast_to<Wide>(center);
   const X between = cast_to<X>(x + static_cast<Wide>(pull) * (wide_center - x));
   return pull == 1 ? cast_to<X>(center) : between;
-}
-
-// Written out, since the compiler splits words that it knows to be made of elements, and since the intrinsics for the
-// same order these accesses among each other. A thread reads no place after it has written it.
-__device__ inline uint4 load_word(const uint4* from) {
-  uint4 word;
-  asm("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(word.x), "=r"(word.y), "=r"(word.z), "=r"(word.w)
-      : "l"(__cvta_generic_to_global(from)));
-  return word;
-}
-
-__device__ inline void store_word(uint4* to, const uint4& word) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word.x), "r"(word.y),
-               "r"(word.z), "r"(word.w)
-               : "memory");
 }
 
 // Elements of one thread, moved as whole 16-byte words where the address allows it.
