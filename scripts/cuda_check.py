@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Compile the CUDA kernels on a machine without a GPU, and show what each takes: registers, stack, spills.
+"""Compile the CUDA kernels on a machine without a GPU, and check what the compiler made of them.
 
-Needs nvcc; without it this says so and succeeds. Downloads nothing: what csrc/cuda includes of PyTorch is in its CPU
-builds too, so this runs in the environment of the tests, in two to four minutes on two cores. TORCH_CUDA_ARCH_LIST
-chooses the architectures (default: 9.0+PTX); the sources and flags are those of setup.py. Errors are: what does not
-compile, a spilled register, and a function of absent.cpp, which stands in for the kernels in CPU builds, that the
-kernels do not define. Linking and loading take a CUDA build of PyTorch: that is cuda_load.py.
+Needs nvcc; without it this says so and succeeds. What csrc/cuda includes of PyTorch is in its CPU builds too, so this
+runs in the environment of the tests, in two to four minutes on two cores. TORCH_CUDA_ARCH_LIST chooses the
+architectures (default: 9.0+PTX); the sources and flags are those of setup.py. Errors are: what does not compile, a
+spilled register, a function of absent.cpp, which stands in for the kernels in CPU builds, that the kernels do not
+define, and code for sm_90 that is beyond the limits of kernel_limits.py. Where a CUDA build of PyTorch is at hand (an
+environment of make_wheels.py or cuda_load.py, or its folder `torch` in GRAWA_CUDA_TORCH), the whole extension is
+compiled for it, and a symbol that neither has is an error as well. Loading it is cuda_load.py.
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from distutils.core import run_setup  # setuptools provides it, to read a setup.py
 from pathlib import Path
 from typing import Any, NoReturn
 
+import kernel_limits
 import ptxas
+import sass
+import torch
+import torch_symbols
 from toolkit import find_toolkit
 from torch.utils import cpp_extension
 
@@ -56,24 +64,31 @@ def read_extension(toolkit: Path) -> Any:
     return run_setup("setup.py", stop_after="init").ext_modules[0]
 
 
-def commands(extension: Any, toolkit: Path, objects: Path, architectures: str) -> dict[str, list[str]]:
-    """Source of csrc/cuda → the command that compiles it; absent.cpp is one of them."""
+def against(extension: Any, torch_folder: Path) -> None:
+    """Make the extension one for another PyTorch, all of whose sources are compiled."""
+    here = str(Path(torch.__file__).parent)
+    extension.include_dirs = [include.replace(here, str(torch_folder)) for include in extension.include_dirs]
+    extension.include_dirs.append(sysconfig.get_paths()["include"])
+
+
+def commands(extension: Any, sources: Sequence[str], toolkit: Path, objects: Path, code: str) -> dict[str, list[str]]:
+    """Source → the command that compiles it, for the architectures of `code`."""
     cxx, nvcc = (extension.extra_compile_args[name] for name in ("cxx", "nvcc"))
     # The file that this macro leaves out is the one that CPU builds of torch lack: it tells apart how Windows links.
-    common = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", *(f"-I{include}" for include in extension.include_dirs)]
+    common = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE", "-DTORCH_EXTENSION_NAME=_C"]
+    common += [f"-I{include}" for include in extension.include_dirs]
     standard = next(flag for flag in cxx if flag.startswith("-std="))
     for_cpp = [os.environ.get("CXX", "g++"), "-fPIC", *cxx, *common]
     for_cu = [str(toolkit / "bin" / "nvcc"), *cpp_extension.COMMON_NVCC_FLAGS, *nvcc, standard, *common]
-    for_cu += ["-Xcompiler=-fPIC", "-Xptxas=-v", *code_flags(architectures)]
-    sources = [name for name in extension.sources if name.startswith("csrc/cuda/")]
+    for_cu += ["-Xcompiler=-fPIC", "-Xptxas=-v", *code_flags(code), "--keep", f"--keep-dir={objects}"]
     return {
         name: [*(for_cu if name.endswith(".cu") else for_cpp), "-c", name, "-o", str(object_of(name, objects))]
-        for name in [*sources, ABSENT]
+        for name in sources
     }
 
 
 def object_of(source: str, objects: Path) -> Path:
-    return objects / f"{Path(source).name}.o"
+    return objects / f"{source.replace('/', '-')}.o"
 
 
 def compile_all(wanted: dict[str, list[str]]) -> str:
@@ -102,21 +117,54 @@ def defined(objects: list[Path]) -> set[str]:
 
 def check(toolkit: Path, architectures: str) -> None:
     extension = read_extension(toolkit)
+    linked = torch_symbols.find_cuda_torch()
+    if linked is not None:
+        against(extension, linked)
+    kernels = [name for name in extension.sources if name.startswith("csrc/cuda/")]
+    sources = kernels if linked is None else extension.sources
     with tempfile.TemporaryDirectory(prefix="grawa-cuda-") as scratch:
-        wanted = commands(extension, toolkit, Path(scratch), architectures)
-        found = ptxas.usages(compile_all(wanted))
-        kernels = [object_of(name, Path(scratch)) for name in wanted if name != ABSENT]
-        undefined = defined([object_of(ABSENT, Path(scratch))]) - defined(kernels)
+        objects = Path(scratch)
+        log = compile_all(commands(extension, [*sources, ABSENT], toolkit, objects, architectures))
+        of_kernels, of_all, absent = (
+            [object_of(name, objects) for name in names] for names in (kernels, sources, [ABSENT])
+        )
+        undefined = defined(absent) - defined(of_kernels)
+        if undefined:
+            fail(f"absent.cpp has what no other file of csrc/cuda defines: {', '.join(sorted(undefined))}")
+        check_code(log, toolkit, sorted(objects.glob("*sm_90.cubin")))
+        check_link(of_all, linked)
+    print(f"cuda_check: {len(kernels)} files of csrc/cuda compile for {architectures}, without a spilled register.")
+
+
+def check_code(log: str, toolkit: Path, cubins: list[Path]) -> None:
+    """What ptxas has told, and what is in the code for sm_90."""
+    found = ptxas.usages(log)
     if not found:
         fail("ptxas told of no kernel: its output has changed, or nothing was compiled")
     names = ptxas.demangled(usage.kernel for usage in found)
     print(ptxas.table(found, names))
-    if undefined:
-        fail(f"absent.cpp has what no other file of csrc/cuda defines: {', '.join(sorted(undefined))}")
-    spills = ptxas.spilling(found, names)
-    if spills:
-        fail("; ".join(spills))
-    print(f"cuda_check: {len(wanted) - 1} files of csrc/cuda compile for {architectures}, without a spilled register.")
+    faults = ptxas.spilling(found, names)
+    tool = sass.find_disassembler(toolkit)
+    if tool is None or not cubins:
+        missing = "code for sm_90" if tool else f"nvdisasm (pip install {sass.PACKAGE})"
+        print(f"cuda_check: skipped, the machine code is NOT checked: there is no {missing}.")
+    else:
+        codes = sass.codes(sass.disassembled(tool, cubins))
+        faults += kernel_limits.violations(found, codes, names)
+        print(f"cuda_check: the code of {len(codes)} kernels for sm_90 is read.")
+    if faults:
+        fail("; ".join(faults))
+
+
+def check_link(objects: list[Path], linked: Path | None) -> None:
+    """Whether PyTorch has what the extension needs of it."""
+    if linked is None:
+        print("cuda_check: skipped, the link is NOT checked: no CUDA build of PyTorch is at hand.")
+        return
+    missing = torch_symbols.missing(objects, torch_symbols.libraries(linked))
+    if missing:
+        fail(f"{linked} and the extension both lack: {'; '.join(missing)}")
+    print(f"cuda_check: {len(objects)} object files need nothing that the extension and a CUDA build of PyTorch lack.")
 
 
 def main() -> None:

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
+
+import torch
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATOR = ROOT / "tests" / "emulator"
@@ -18,18 +21,11 @@ ABSENT = "cuda/absent.cpp"
 ASSEMBLY = "cuda/assembly.cuh"
 # A kernel's name with its template arguments, and what stands between the angle brackets of its launch.
 LAUNCH = re.compile(r"(\w+(?:<[^<>;{}]*>)?)<<<(.*?)>>>\(", re.DOTALL)
+INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 FLAGS = [
-    "-std=c++20",
-    "-O1",
-    "-g1",
-    "-fPIC",
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wno-unknown-pragmas",  # for nvcc
-    "-Wno-clobbered",
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-DTORCH_EXTENSION_NAME=_C"),
+    *("-Wall", "-Wno-unknown-pragmas"),  # those for nvcc
     "-U_FORTIFY_SOURCE",  # which takes a jump to another stack for an attack
-    "-DTORCH_EXTENSION_NAME=_C",
 ]
 
 
@@ -39,100 +35,106 @@ def fail(message: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Variant:
-    """A build of the extension: which sources of csrc/cuda it compiles for itself, and how."""
+    """A build of the extension that differs from the plain one in some files of csrc."""
 
     name: str
     flags: tuple[str, ...] = ()
-    sources: tuple[str, ...] | None = None  # None: all there are; others are those of the first variant
+    files: tuple[str, ...] = ()  # which take the flags; what includes them is compiled anew
+    edits: Mapping[str, str] = field(default_factory=dict)  # file → its text here
+
+    @property
+    def changed(self) -> set[str]:
+        return {*self.files, *self.edits}
+
+    @property
+    def extension(self) -> str:
+        """Where the build lies in its folder."""
+        return f"{self.name}/_C.so"
 
 
-def in_plain_cpp(text: str) -> str:
-    """The source with launches as calls, which is all of its syntax that is not C++."""
-    return LAUNCH.sub(r"emulator::configured(\1, \2)(", text)
+PLAIN = Variant("plain")
 
 
-def mirror(csrc: Path, to: Path) -> None:
-    """Copy a folder of sources, made plain C++. A file that is there already, and the same, keeps its time."""
-    wanted = {path.relative_to(csrc): path for path in csrc.rglob("*") if path.is_file()}
-    for name, path in wanted.items():
-        text = path.read_text()
-        if path.suffix in (".cu", ".cuh"):
-            if re.search(r"\basm\b", text) and str(name) != ASSEMBLY:
-                fail(f"csrc/{name} has inline assembly: its place is csrc/{ASSEMBLY}, with a stand-in in tests/emulator")
-            text = in_plain_cpp(text)
-        write_if_changed(to / name, f'#line 1 "csrc/{name}"\n{text}')
-    for path in to.rglob("*"):
-        if path.is_file() and path.relative_to(to) not in wanted:
+def in_plain_cpp(name: str, text: str) -> str:
+    """A source with launches as calls, which is all of its syntax that is not C++; errors name its own lines."""
+    if Path(name).suffix in (".cu", ".cuh"):
+        if re.search(r"\basm\b", text) and name != ASSEMBLY:
+            fail(f"csrc/{name} has inline assembly: its place is csrc/{ASSEMBLY}, with a stand-in in tests/emulator")
+        text = LAUNCH.sub(r"emulator::configured(\1, \2)(", text)
+    return f'#line 1 "csrc/{name}"\n{text}'
+
+
+def read_sources(csrc: Path) -> dict[str, str]:
+    """File below csrc → its text."""
+    return {str(path.relative_to(csrc)): path.read_text() for path in sorted(csrc.rglob("*")) if path.is_file()}
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Make the files of a folder those. One that is there already, and the same, keeps its time."""
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if str(path.relative_to(folder)) not in texts:
             path.unlink()
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
 
 
-def write_if_changed(path: Path, text: str) -> None:
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def users_of(changed: set[str], texts: Mapping[str, str]) -> set[str]:
+    """The files of csrc that are compiled otherwise when some change: these, and all that include one."""
+    users = set(changed)
+    while True:
+        more = {name for name, text in texts.items() if not users.isdisjoint(INCLUDE.findall(text))} - users
+        if not more:
+            return users
+        users |= more
 
 
-def sources(csrc: Path) -> list[str]:
-    names = [path.relative_to(csrc) for path in csrc.rglob("*") if path.suffix in (".cpp", ".cu")]
-    return sorted(str(name) for name in names if str(name) != ABSENT)
-
-
-def build_file(folder: Path, variants: Sequence[Variant]) -> str:
-    """What ninja is to do in a folder that has the sources in csrc/."""
-    import torch
-    from torch.utils import cpp_extension
-
+def build_file(texts: Mapping[str, str], variants: Sequence[Variant]) -> str:
+    """What ninja is to do in a folder with the sources in csrc/, and those that a variant edits in <its name>/csrc/."""
     includes = [EMULATOR / "shim", EMULATOR, "csrc", *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     libraries = Path(torch.__file__).parent / "lib"
-    flags = [*FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}", *(f"-I{i}" for i in includes)]
     lines = [
-        f"flags = {' '.join(flags)}",
+        f"flags = {' '.join(FLAGS)} -D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+        f"includes = {' '.join(f'-I{include}' for include in includes)}",
         "rule compile",
-        "  command = g++ $flags $more -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  command = g++ $flags $own $includes -MMD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
         f"  command = g++ -shared -fopenmp $in -o $out -L{libraries} -Wl,-rpath,{libraries} "
         "-ltorch -ltorch_cpu -lc10 -ltorch_python",
     ]
-    made: set[str] = set()
-
-    def compiled(source: Path | str, stem: str, more: Sequence[str] = ()) -> str:
-        if stem not in made:
-            lines.extend([f"build {stem}.o: compile {source}", f"  more = {' '.join(more)}"])
-            made.add(stem)
-        return f"{stem}.o"
-
+    runtime = [f"emulator/{path.stem}.o" for path in sorted(EMULATOR.glob("*.cpp"))]
+    lines += [f"build emulator/{path.stem}.o: compile {path}" for path in sorted(EMULATOR.glob("*.cpp"))]
+    sources = [name for name in texts if Path(name).suffix in (".cpp", ".cu") and name != ABSENT]
     for variant in variants:
-        objects = [compiled(path, f"emulator/{path.stem}") for path in sorted(EMULATOR.glob("*.cpp"))]
-        for source in sources(folder / "csrc"):
-            own = variant.sources is None or source in variant.sources
-            owner = variant if own else variants[0]
-            objects.append(compiled(f"csrc/{source}", f"{owner.name}/{source}", owner.flags))
-        lines.append(f"build {extension(folder, variant).relative_to(folder)}: link {' '.join(objects)}")
+        own = set(sources) if variant == PLAIN else users_of(variant.changed, texts) & set(sources)
+        for name in sorted(own):
+            folder = f"{variant.name}/csrc" if name in variant.edits else "csrc"
+            lines.append(f"build {variant.name}/{name}.o: compile {folder}/{name}")
+            lines.append(f"  own = {' '.join(variant.flags)} -I{variant.name}/csrc")
+        objects = [f"{(variant if name in own else PLAIN).name}/{name}.o" for name in sources]
+        lines.append(f"build {variant.extension}: link {' '.join([*objects, *runtime])}")
     return "\n".join(lines) + "\n"
-
-
-def extension(folder: Path, variant: Variant) -> Path:
-    return folder / variant.name / "_C.so"
 
 
 def find_ninja() -> str:
     beside = Path(sys.executable).parent / "ninja"
     found = str(beside) if beside.exists() else shutil.which("ninja")
-    if found is None:
-        fail("ninja was not found: pip install ninja")
-    return found
+    return found or fail("ninja was not found: pip install ninja")
 
 
-def build(tree: Path, folder: Path, variants: Sequence[Variant], jobs: int) -> None:
-    """Build the variants of the extension of a source tree in a folder; what has not changed is not built again."""
-    mirror(tree / "csrc", folder / "csrc")
-    write_if_changed(folder / "build.ninja", build_file(folder, variants))
-    finished = subprocess.run(
-        [find_ninja(), "-C", str(folder), f"-j{jobs}", "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def build(texts: Mapping[str, str], folder: Path, variants: Sequence[Variant], jobs: int) -> None:
+    """Build the plain extension of some sources and its variants; what has not changed is not built again."""
+    write_all(folder / "csrc", {name: in_plain_cpp(name, text) for name, text in texts.items()})
+    for variant in variants:
+        edits = {name: in_plain_cpp(name, text) for name, text in variant.edits.items()}
+        write_all(folder / variant.name / "csrc", edits)
+    (folder / "build.ninja").write_text(build_file(texts, [PLAIN, *variants]))
+    command = [find_ninja(), "-C", str(folder), f"-j{jobs}", "--quiet"]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if finished.returncode:
         print(finished.stdout[-8000:], file=sys.stderr)
         fail("the extension cannot be built for the emulator; the reason is above")

@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,14 @@ torch.cuda.device_count = lambda: 1
 _load(os.environ["GRAWA_EMULATOR"])
 
 
-def _device_of(item: pytest.Item) -> object:
-    return item.callspec.params.get("device") if hasattr(item, "callspec") else None
+def _is_wanted(item: pytest.Item) -> bool:
+    """Of the tests of all devices those of this one, and in a graph none that the host would have to count in."""
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    can_run = "GRAWA_EMULATOR_CAPTURES" not in os.environ or params.get("counts_on") != "cpu"
+    return params.get("device") == "cuda" and can_run
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the tests of all devices those of this one."""
-    other = [item for item in items if _device_of(item) != "cuda"]
-    config.hook.pytest_deselected(items=other)
-    items[:] = [item for item in items if _device_of(item) == "cuda"]
+    wanted = {item: _is_wanted(item) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not wanted[item]])
+    items[:] = [item for item in items if wanted[item]]
