@@ -14,6 +14,7 @@ from torch import Tensor
 
 from grawa_hvd import amp
 from grawa_hvd.averaging import Averaging
+from grawa_hvd.capture import refuse_captured_step
 from grawa_hvd.communicator import Average, Communicator, global_process_set
 from grawa_hvd.compression import Compression
 from grawa_hvd.fused import ALGORITHMS, FusedStep
@@ -91,7 +92,11 @@ def _wrapper_of(wrapped: Any) -> Any:
             self.backward_passes_per_step = _checked_passes(passes)
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
-            """One local step of the wrapped optimizer and, every `period` steps, a round."""
+            """One local step of the wrapped optimizer and, every `period` steps, a round.
+
+            Raises:
+                RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
+            """
             if self._synchronized and self._should_synchronize:
                 warnings.warn(
                     "optimizer.step() called without optimizer.skip_synchronize() context after "
@@ -100,8 +105,11 @@ def _wrapper_of(wrapped: Any) -> Any:
                     stacklevel=2,
                 )
             self._synchronized = False
+            is_active = self._worker.active
+            if is_active:
+                refuse_captured_step(self.param_groups)
             self._worker.before_step()
-            if self._fused is None or not self._worker.active:
+            if self._fused is None or not is_active:
                 result = self._torch_step(super().step, closure)
             else:
                 result = self._hooked_step() if closure is None else self._hooked_step(closure)
