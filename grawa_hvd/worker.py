@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd.agreement import Progress
+from grawa_hvd.agreement import Progress, refuse
 from grawa_hvd.communicator import Communicator, HostGroup
 from grawa_hvd.companion import Companion
 from grawa_hvd.consensus import plain_mean
@@ -228,6 +228,8 @@ class Worker:
     def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
         """Meet the other ranks; while some of them arrive, let those take their places first."""
         phases = phases or Phases()
+        if self._model.layout.refusal is not None:
+            refuse(self._model.layout.refusal, self._model.terms, self._communicator)
         companion = self._model.companion
         while True:
             with phases("scores"):
