@@ -90,17 +90,14 @@ class Averaging:
     uses_gradients: ClassVar[bool] = True
     floor: float = 0.0
 
+    def __init_subclass__(cls) -> None:
+        """Take back an inherited `factors`: what derives from the class that wrote it may weigh otherwise."""
+        if "factors" not in vars(cls):
+            cls.factors = Averaging.factors  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
-
-    @property
-    def separable(self) -> bool:
-        """Whether a worker's weight is 1/s up to a common factor, where s depends on its own norms alone.
-
-        Small models are then averaged in one exchange. Of a policy that is derived from these nothing is assumed.
-        """
-        return self.floor == 0 and type(self) in POLICIES.values()
 
     def scores(self, observed: Observed) -> Tensor:
         """Non-negative scores, [M, L]: the smaller, the more weight."""
@@ -109,6 +106,26 @@ class Averaging:
     def weights(self, scores: Tensor) -> Tensor:
         """Weights β, [M, L], of the scores; columns sum to 1, and a row with NaN gets 0."""
         return inverse_norm_weights(raise_to_floor(scores, self.floor))
+
+    def factors(self, observed: Observed) -> Tensor | None:
+        """Factors w, [M, L], such that the weights are w[m] / Σ_j w[j] and w[m] comes from row m alone; here None.
+
+        A policy that has such factors may say so by writing this: small models are then averaged in one exchange, not
+        in two. Where a column of w is 0 throughout, all workers weigh alike. It is not inherited: a class that derives
+        from one with factors writes its own, or has none.
+        """
+        return None
+
+
+def inverse_scores(averaging: Averaging, observed: Observed) -> Tensor | None:
+    """Factors of a policy whose weights are inverse to its scores: 1/s, and 0 for s = 0.
+
+    None with a floor, which compares a worker with the others.
+    """
+    if averaging.floor:
+        return None
+    scores = averaging.scores(observed)
+    return torch.where(scores > 0, 1.0 / scores, 0.0)
 
 
 @dataclass(frozen=True)
@@ -122,6 +139,8 @@ class GRAWA(Averaging):
         scale = torch.where(largest > 0, largest, 1.0)
         return ((norms / scale).square().sum(dim=1, keepdim=True).sqrt() * scale).expand_as(norms)
 
+    factors = inverse_scores
+
 
 @dataclass(frozen=True)
 class MGRAWA(Averaging):
@@ -130,6 +149,8 @@ class MGRAWA(Averaging):
     def scores(self, observed: Observed) -> Tensor:
         """The sum over layers."""
         return observed.norms.sum(dim=1, keepdim=True).expand_as(observed.norms)
+
+    factors = inverse_scores
 
 
 @dataclass(frozen=True)
@@ -140,6 +161,8 @@ class LGRAWA(Averaging):
         """The norms themselves."""
         return observed.norms
 
+    factors = inverse_scores
+
 
 @dataclass(frozen=True)
 class Uniform(Averaging):
@@ -148,6 +171,10 @@ class Uniform(Averaging):
     uses_gradients: ClassVar[bool] = False
 
     def scores(self, observed: Observed) -> Tensor:
+        """All ones."""
+        return torch.ones_like(observed.norms)
+
+    def factors(self, observed: Observed) -> Tensor:
         """All ones."""
         return torch.ones_like(observed.norms)
 

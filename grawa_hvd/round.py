@@ -64,7 +64,7 @@ class Round:
             self.diverged = not bool(usable[communicator.rank])
             own = weights[communicator.rank][layout.layer_of]
         with phases("blend"):
-            received = None if companion is None else companion.averages(scores, usable)
+            received = None if companion is None else companion.averages(observed, usable)
         self._snapshot: Snapshot | None = None
         self._underway = received or []
         if received is None:
