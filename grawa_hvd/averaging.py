@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from grawa_hvd.description import described_fields
 from grawa_hvd.errors import AllWorkersDivergedError
 
 
@@ -138,6 +139,14 @@ class Averaging:
         if (scores < 0).any():
             raise ValueError(f"{type(self).__name__}.scores must be at least 0, but {scores[scores < 0][0]} is one")
         return inverse_weights(scores, self.floor)
+
+    def describe(self) -> str:
+        """What ranks compare before they average: the fields, where tensors stand for their values.
+
+        A policy that holds an object of a class of its own, as a graph, overrides this, or that class has a
+        `describe`: of other objects only the class is compared, and of functions the name.
+        """
+        return described_fields(self)
 
     def factors(self, observed: Observed) -> Tensor | None:
         """Factors w, [M, L], such that the weights are w[m] / Σ_j w[j] and w[m] comes from row m alone; here None.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import types
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import horovod.torch as hvd
@@ -37,7 +39,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> type[Averaging]:
     assert chapter is not None
     block = re.search(r"^```python\n(.*?)^```$", chapter[1], re.MULTILINE | re.DOTALL)
     assert block is not None
-    module = ModuleType("contributing")
+    module = types.ModuleType("contributing")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(block[1], "CONTRIBUTING.md", "exec"), vars(module))
     found = [value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__]
@@ -56,6 +58,14 @@ class Watching(Averaging):
     def scores(self, observed: Observed) -> Tensor:
         self.observed.append(observed)
         return torch.ones_like(observed.norms)
+
+
+@dataclass(frozen=True)
+class Holding(Watching):
+    """As policies of the user's do: a function, a tensor, an object without a repr of its own."""
+
+    by: Callable[[Tensor], Tensor] = torch.reciprocal
+    held: Any = None
 
 
 def round_of(averaging: Any, loss: float | None) -> tuple[Any, list[Tensor]]:
@@ -131,3 +141,12 @@ def test_of_a_worker_that_has_joined_a_policy_and_the_report_know_nothing() -> N
     for number, observed in enumerate(Watching.observed):
         for values in (observed.losses, observed.accuracies, observed.samples, observed.norms[:, 0]):
             assert values.isnan().tolist() == [False] * last + [number == 1]
+
+
+def test_what_a_policy_holds_is_compared_and_not_where_it_lies() -> None:
+    alike = Holding(by=lambda loss: 1 / loss, held=[torch.eye(3), types.SimpleNamespace(), object()])
+    other = Holding(held=torch.full((2,), float(hvd.rank())))
+    assert errors(lambda: round_of(alike, None)) == [("", "")] * hvd.size()
+    found = errors(lambda: round_of(other, None))
+    assert {name for name, _ in found} == {"ValueError"}
+    assert all("averaging=Holding(" in text and "on rank 0" in text for _, text in found)
