@@ -110,13 +110,19 @@ class Meeting:
             return 0
         return self.taken[self.leader] - self.taken[rank]
 
+    @property
+    def losses(self) -> Tensor:
+        """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that has joined."""
+        return self._rows[:, self.REPORTED.start].masked_fill(self._rows[:, 0] == 0, math.nan)
+
     def observed(self, layers: int) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out."""
         norms = self._rows[:, self.NORMS]
         if norms.size(1) == 0:
             norms = norms.new_zeros(self.size, layers)
-        norms = norms.masked_fill(~self.usable[:, None], float("nan"))
-        return Observed(norms, *self._rows[:, self.REPORTED].unbind(dim=1))
+        left_out = ~self.usable[:, None]
+        reported = self._rows[:, self.REPORTED].masked_fill(left_out, math.nan)
+        return Observed(norms.masked_fill(left_out, math.nan), *reported.unbind(dim=1))
 
 
 def exchange(row: Tensor, terms: Terms, communicator: Communicator, wire: Tensor | None = None) -> Meeting:

@@ -255,7 +255,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     Args:
         optimizer: any torch.optim.Optimizer.
         named_parameters: names of the parameters, usually `model.named_parameters()`; they order the layers.
-        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`.
+        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`; not bfloat16.
         backward_passes_per_step: backward passes whose local sum one step consumes, at least 1.
         op: `hvd.Average`; others have no meaning for models.
         gradient_predivide_factor: 1.0; gradients are not reduced.

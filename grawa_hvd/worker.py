@@ -262,7 +262,7 @@ class Worker:
     def _factors(self, purpose: Purpose, contribution: Contribution, state: State, companion: Companion) -> Tensor:
         """This worker's w for the companion, [L]: those of a round, all ones for the plain mean, or zeros."""
         if purpose is Purpose.ROUND:
-            return companion.own_factors(contribution.norms, state.finite)
+            return companion.own_factors(contribution.norms, contribution.reported, state.finite)
         layers = len(self._model.layout.layer_names)
         present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
         return present.double().expand(layers)
