@@ -18,7 +18,7 @@ from grawa_hvd.errors import AllWorkersDivergedError
 
 @dataclass(frozen=True)
 class Observed:
-    """What the workers tell each other at a round; M workers, L layers, all float64 on the model's device.
+    """What the workers tell each other at a round; M workers, L layers, all float64 in the host's memory.
 
     Attributes:
         norms: estimated gradient norms ê, [M, L]; 0 where a layer had no gradient; zeros throughout for a policy
@@ -153,7 +153,8 @@ class Averaging:
 
         A policy that has such factors may say so by writing this: small models are then averaged in one exchange, not
         in two. Where a column of w is 0 throughout, all workers weigh alike. It is not inherited: a class that derives
-        from one with factors writes its own, or has none.
+        from one with factors writes its own, or has none. It is asked for all rows in the host's memory, and for the
+        worker's own row where its parameters are.
         """
         return None
 

@@ -9,7 +9,6 @@ they leave unused.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from grawa_hvd import ops
 from grawa_hvd.averaging import Averaging, Observed
 from grawa_hvd.consensus import Received, Underway
 from grawa_hvd.layers import Layout
+from grawa_hvd.transfer import send
 
 # Above this, sending the model in vain at an arrival costs more than the latency that is saved.
 LARGEST = 4 * 2**20
@@ -53,7 +53,7 @@ class Companion:
         self._parts: list[Tensor] = []
         self._tables: list[ops.LayerTable] = []
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
-        self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
+        self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool)
         # Grows with all that a rank comes to know or forgets, and never shrinks: a rank that was away while others went
         # on is younger than they are, and ranks of the same age know the same.
         self.age = age
@@ -83,7 +83,7 @@ class Companion:
     def factors(self, observed: Observed, usable: Tensor) -> Tensor:
         """w of workers by their rows, [M, L]; 0 for one that is not usable, [M], or whose w is NaN."""
         said, counts = self._said(observed, usable)
-        return self._known(said, counts)
+        return self._known(said, counts, send(self._dead, said.device))
 
     def _said(self, observed: Observed, usable: Tensor) -> tuple[Tensor, Tensor]:
         """w as the policy says, [M, L], and whose count, bool, [M, 1]; 0 in the rows of the others."""
@@ -92,30 +92,30 @@ class Companion:
         counts = (usable & ~factors.isnan().any(dim=1))[:, None]
         return torch.where(counts, factors.double(), 0.0), counts
 
-    def _known(self, said: Tensor, counts: Tensor) -> Tensor:
+    def _known(self, said: Tensor, counts: Tensor, dead: Tensor) -> Tensor:
         rounded = said.to(self.dtype).double()  # as the kernels round it
-        return torch.where(self._dead & (said == 0) & counts, 1.0, rounded)
+        return torch.where(dead & (said == 0) & counts, 1.0, rounded)
 
-    def own_factors(self, norms: Tensor, reported: Sequence[float], finite: Tensor) -> Tensor:
-        """w of a worker, [L], by what its row says.
+    def own_factors(self, norms: Tensor, reported: Tensor, finite: Tensor) -> Tensor:
+        """w of a worker, [L], by what its row says, computed where that is.
 
         Args:
             norms: [L], or none at all for a policy that does not use gradients.
-            reported: mean loss, mean accuracy, samples.
+            reported: mean loss, mean accuracy, samples, [3].
             finite: whether its parameters are, bool, [1].
         """
         usable = finite & norms.isfinite().all()
         norms = norms if len(norms) else norms.new_zeros(len(self._layout.layer_names))
-        return self.factors(Observed(norms[None], *norms.new_tensor(reported)[:, None].unbind()), usable)[0]
+        return self.factors(Observed(norms[None], *reported[:, None].unbind()), usable)[0]
 
     def averages(self, observed: Observed, usable: Tensor) -> list[Underway] | None:
         """What has been received, divided; None if it cannot be used and the workers must sum once more.
 
         Args:
-            observed: of all workers; usable: which of them count, [M].
+            observed: of all workers; usable: which of them count, [M]; both in the host's memory.
         """
         said, counts = self._said(observed, usable)
-        factors = self._known(said, counts)
+        factors = self._known(said, counts, self._dead)
         total = factors.sum(dim=0)
         least, most = torch.where(factors == 0, 1.0, factors).aminmax()
         dead = (said == 0).all(dim=0)
@@ -127,8 +127,8 @@ class Companion:
         return self.divided(total) if fit else None
 
     def divided(self, total: Tensor) -> list[Underway]:
-        """What has been received over Σ_m w[m], [L]: the centre of each bucket."""
-        inverse = (1.0 / total)[self._layout.layer_of]
+        """What has been received over Σ_m w[m], [L], in the host's memory: the centre of each bucket."""
+        inverse = send(1.0 / total, self._layout.device)[self._layout.layer_of]
         return [
             Underway(number, Received(table, inverse[bucket.indices]))
             for number, (bucket, table) in enumerate(zip(self._layout.buckets, self._tables, strict=True))

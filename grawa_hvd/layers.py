@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
+from grawa_hvd.transfer import send
 
 UNNAMED = "allreduce.noname."
 # A message of Horovod's fusion threshold (64 MiB) or more travels from where it lies; smaller ones that are ready at
@@ -98,7 +99,7 @@ class Bucket:
         self.fragment = fragment
         self.parameters = [layout_parameters[index] for index in members]
         self.table = ops.LayerTable(self.parameters)
-        self.indices = torch.tensor(members, dtype=torch.int64, device=self.parameters[0].device)
+        self.indices = send(torch.tensor(members), self.parameters[0].device)
         self.name = name
         # As they are now: what lies in a buffer stays in this order when a parameter's memory format changes.
         self.strides = [memory_strides(parameter) for parameter in self.parameters]
@@ -134,7 +135,8 @@ class Layout:
 
     Attributes:
         parameters: P tensors; names: their names.
-        layer_names: L names; layer_of: the layer of each parameter, int64 [P].
+        layer_names: L names; layer_of: the layer of each parameter, int64 [P], where the parameters are.
+        layers_of: the layers of each fragment.
         table: the kernels' handle on all parameters.
         buckets: which parameters travel together.
         refusal: why this model cannot be averaged; None if it can.
@@ -149,7 +151,7 @@ class Layout:
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.refusal = _refusal(self.parameters)
         self._layer_numbers = [numbers[label] for label in labels]
-        self.layer_of = torch.tensor(self._layer_numbers, dtype=torch.int64, device=self.device)
+        self.layer_of = self.indices(self._layer_numbers)
         self.table = ops.LayerTable(self.parameters)
         if fragments > max(1, len(self.layer_names)):
             raise ValueError(
@@ -160,13 +162,8 @@ class Layout:
             Bucket(self.parameters, members, f"bucket.{number}", fragment_of[members[0]])
             for number, members in enumerate(_bucket_members(self.parameters, groups, fragment_of))
         ]
-        # Which layers each fragment holds.
         self.layers_of = [
-            torch.tensor(
-                sorted({numbers[labels[index]] for index, own in enumerate(fragment_of) if own == fragment}),
-                dtype=torch.int64,
-                device=self.device,
-            )
+            sorted({self._layer_numbers[index] for index, own in enumerate(fragment_of) if own == fragment})
             for fragment in range(fragments)
         ]
         self._by_module = len(self.layer_names) < len(self.names)
@@ -196,7 +193,11 @@ class Layout:
 
     def numbers(self, values: Sequence[float]) -> Tensor:
         """Some numbers, float64, where the parameters are."""
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        return send(torch.tensor(values, dtype=torch.float64), self.device)
+
+    def indices(self, values: Sequence[int]) -> Tensor:
+        """Numbers of layers or parameters, int64, where the parameters are."""
+        return send(torch.tensor(values, dtype=torch.int64), self.device)
 
     def describe(self) -> list[str]:
         """The device and a line a parameter: all that ranks must agree on."""

@@ -19,6 +19,7 @@ from grawa_hvd.layers import Layout
 from grawa_hvd.meeting import Meeting
 from grawa_hvd.overlap import Snapshot
 from grawa_hvd.report import Phases, RoundReport
+from grawa_hvd.transfer import send
 
 
 class Round:
@@ -64,12 +65,12 @@ class Round:
             usable = meeting.usable[members]
             scores, weights = _weigh(averaging, observed, usable)
             self.diverged = not bool(usable[communicator.rank])
-            own = weights[communicator.rank][layout.layer_of]
         with phases("blend"):
             received = None if companion is None else companion.averages(observed, usable)
         self._snapshot: Snapshot | None = None
         self._underway = received or []
         if received is None:
+            own = send(weights[communicator.rank], layout.device)[layout.layer_of]
             self._start(own, communicator, fragment, overlapped)
         report = RoundReport(
             weights,
@@ -161,6 +162,6 @@ def _checked(value: Tensor, name: str, shape: torch.Size) -> Tensor:
     return value
 
 
-def _of_layers(report: RoundReport, layers: Tensor) -> RoundReport:
-    names = [report.layer_names[layer] for layer in layers.tolist()]
+def _of_layers(report: RoundReport, layers: list[int]) -> RoundReport:
+    names = [report.layer_names[layer] for layer in layers]
     return replace(report, weights=report.weights[:, layers], scores=report.scores[:, layers], layer_names=names)

@@ -115,7 +115,7 @@ class NormEstimate:
             self.counts[to] = state["counts"].to(self.counts)[source]
 
     def restart(self, layers: Tensor | None = None) -> None:
-        """Forget everything, or what is known of some layers, given by their numbers."""
+        """Forget everything, or what is known of some layers, given by their numbers where the norms are."""
         for values in (self.sums, self.counts):
             if layers is None:
                 values.zero_()

@@ -24,6 +24,8 @@ from grawa_hvd.schedule import Due
 from grawa_hvd.scores import LocalScores
 from grawa_hvd.settings import Settings
 
+CHECKPOINT_VERSION = 2
+
 
 class Worker:
     """One rank's part in the averaging of a model.
@@ -167,7 +169,10 @@ class Worker:
         if round_.diverged:
             self._model.estimate.restart()
         elif isinstance(self._settings.scores, LocalScores):
-            self._model.estimate.restart(None if due.fragment is None else self._model.layout.layers_of[due.fragment])
+            layout = self._model.layout
+            self._model.estimate.restart(
+                None if due.fragment is None else layout.indices(layout.layers_of[due.fragment])
+            )
         if self._settings.overlap and not due.within_host:
             self._under_way.append((self.steps + self._settings.overlap, round_))
         else:
@@ -294,8 +299,8 @@ class Worker:
         weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
         layout, received = self._model.layout, None
         if self._model.companion is not None:
-            count = len(meeting.finite)
-            received = self._model.companion.divided(layout.numbers([count] * len(layout.layer_names)))
+            count = torch.full((len(layout.layer_names),), float(len(meeting.finite)), dtype=torch.float64)
+            received = self._model.companion.divided(count)
         with plain_mean(layout, weight, self._communicator, received):
             yield
 
@@ -334,7 +339,7 @@ class Worker:
             return None
         self.finish_rounds()
         return {
-            "version": 1,
+            "version": CHECKPOINT_VERSION,
             "steps": self.steps,
             "since_round": self.since_round,
             "rounds": self.rounds,
@@ -352,8 +357,10 @@ class Worker:
         self.restart()
         if state is None:
             return
-        if state["version"] != 1:
-            raise ValueError(f"the checkpoint's grawa version must be 1, but is {state['version']!r}")
+        if state["version"] != CHECKPOINT_VERSION:
+            raise ValueError(
+                f"the checkpoint's grawa version must be {CHECKPOINT_VERSION}, but is {state['version']!r}"
+            )
         self._refresh()
         self._model.load(state, numbers)
         self.reported.load(state["reported"])

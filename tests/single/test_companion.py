@@ -186,10 +186,10 @@ def test_factors_may_come_from_reports_and_one_that_is_missing_does_not_count() 
     layouts = [layout_of(seed, [torch.float32] * LAYERS) for seed in range(WORKERS)]
     companions = [Companion(layout, BySamples()) for layout in layouts]
     samples = torch.tensor([1.0, torch.nan, 3.0], dtype=torch.float64)
-    finite, nothing = torch.tensor([True]), torch.empty(0, dtype=torch.float64)
+    finite, nothing, unknown = torch.tensor([True]), torch.empty(0, dtype=torch.float64), samples.new_tensor(torch.nan)
     own = [
-        companion.own_factors(nothing, [torch.nan, torch.nan, count], finite)
-        for companion, count in zip(companions, samples.tolist(), strict=True)
+        companion.own_factors(nothing, torch.stack([unknown, unknown, count]), finite)
+        for companion, count in zip(companions, samples, strict=True)
     ]
     assert [factors.tolist() for factors in own] == [[1.0] * LAYERS, [0.0] * LAYERS, [3.0] * LAYERS]
     norms = torch.zeros(WORKERS, LAYERS, dtype=torch.float64)
