@@ -80,6 +80,7 @@ lint: ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/ruff format --check . || failed=1; \
 	timeout 300 $(BIN)/mypy --strict -p grawa_hvd || failed=1; \
+	timeout 300 $(BIN)/mypy --strict tests/types/train.py || failed=1; \
 	$(BIN)/clang-format --dry-run -Werror $(CSRC) || failed=1; \
 	exit $$failed
 

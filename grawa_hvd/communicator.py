@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
-import horovod.torch as hvd
 import torch
-from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor
 
 from grawa_hvd.compression import Compression, Half
+
+try:
+    import horovod.torch as hvd
+    from horovod.common.exceptions import HorovodInternalError
+except ImportError as error:
+    raise ImportError(
+        f"grawa_hvd averages over Horovod, which cannot be imported ({error}): install it for this PyTorch with "
+        "scripts/install_horovod.py of grawa_hvd's source"
+    ) from error
 
 Average = hvd.Average
 ProcessSet = hvd.ProcessSet

@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from grawa_hvd.communicator import Average, Communicator, global_process_set
 from grawa_hvd.compression import Compression
 from grawa_hvd.fused import ALGORITHMS, FusedStep
 from grawa_hvd.layers import Groups, unnamed, validated_names
+from grawa_hvd.protocol import GrawaOptimizer
 from grawa_hvd.report import RoundReport
 from grawa_hvd.scores import Scores
 from grawa_hvd.settings import Settings, validated_settings
@@ -246,7 +247,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     local_period: int | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     fused: bool = True,
-) -> Any:
+) -> GrawaOptimizer:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
 
     Takes the place of `hvd.DistributedOptimizer`. The result is an instance of the wrapped optimizer's class and
@@ -317,7 +318,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     result = wrapper.__new__(wrapper)
     result._adopt(optimizer, names, settings, Communicator(process_set, compression), on_round, fused)
     result.backward_passes_per_step = passes
-    return result
+    return cast(GrawaOptimizer, result)
 
 
 def _without_hooks(step: Any) -> Any:
