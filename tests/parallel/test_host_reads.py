@@ -81,6 +81,21 @@ def test_a_local_step_reads_nothing_and_a_round_reads_once(options: dict[str, An
     assert run.started >= 4
 
 
+@pytest.mark.parametrize(("kind", "reads"), [("sgd", []), ("adamw", ["__bool__, amp.py"])])
+def test_under_a_grad_scaler_only_a_count_on_the_host_makes_a_step_read_whether_it_overflowed(
+    kind: str, reads: list[str]
+) -> None:
+    run = Run(kind, period=100)
+    run.step()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(loss_of(run.model, 1)).backward()
+    with run.watch:
+        scaler.step(run.optimizer)
+    found, uploads = run.watch.taken()
+    assert [read.partition(":")[0] for read in found] == reads
+    assert uploads == []
+
+
 def test_workers_that_meet_at_the_start_read_the_rows_and_what_they_start_from(path: str) -> None:
     reads, uploads = Run().step()
     assert are_of_rows(reads) == [True] * 2, reads
