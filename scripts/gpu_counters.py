@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -25,11 +26,12 @@ from grawa_hvd import ops
 
 NUMEL = 25_000_000
 SECTIONS = ["SpeedOfLight", "MemoryWorkloadAnalysis", "Occupancy", "LaunchStats", "WarpStateStats", "SchedulerStats"]
+METRICS = "dram__bytes_read.sum,dram__bytes_write.sum"
 KERNELS = "regex:(norms|pack|blend|step)_kernel"
 WANTED = re.compile(
-    r"gpu__time_duration\.sum|dram__bytes(_read|_write)?\.sum|dram__throughput|launch__(registers|occupancy|grid|block)"
-    r"|sm__(warps_active|throughput)|lts__t_sector_hit_rate|smsp__(average_warps_issue_stalled|issue_active)"
-    r"|smsp__average_warp_latency_per_inst_issued|smsp__cycles_active"
+    r"gpu__time_duration\.sum|dram__bytes(_read|_write)?\.sum$|gpu__dram_throughput\.avg|launch__registers_per_thread$"
+    r"|launch__(occupancy_limit_registers|grid_size)|sm__warps_active\.avg\.pct|lts__t_sector_hit_rate"
+    r"|smsp__average_warps_issue_stalled_\w+_per_issue_active|smsp__issue_active\.avg\.pct"
 )
 
 
@@ -104,8 +106,9 @@ def _number(text: str) -> float | str:
 def summary(kernel: dict[str, Any]) -> str:
     """One line of what matters most."""
 
-    def value(start: str) -> Any:
-        return next((v for k, v in kernel["counters"].items() if k.startswith(start)), "?")
+    def value(start: str) -> float:
+        found = next((v for k, v in kernel["counters"].items() if k.startswith(start)), math.nan)
+        return found if isinstance(found, float) else math.nan
 
     stalls = {
         re.sub(r".*stalled_(\w+?)_per.*", r"\1", key): number
@@ -113,11 +116,12 @@ def summary(kernel: dict[str, Any]) -> str:
         if "stalled" in key and isinstance(number, float)
     }
     worst = sorted(stalls, key=lambda key: -stalls[key])[:4]
+    microseconds = value("gpu__time_duration.sum") / 1e3
+    megabytes = [value(f"dram__bytes_{way}.sum") / 1e6 for way in ("read", "write")]
     return (
-        f"{kernel['kernel']:22} time {value('gpu__time_duration')}  dram {value('dram__throughput.avg.pct')} %"
-        f"  read {value('dram__bytes_read.sum ')}  written {value('dram__bytes_write.sum ')}"
-        f"  registers {value('launch__registers')}  warps {value('sm__warps_active.avg.pct')} %  waits "
-        + ", ".join(f"{key} {stalls[key]:.1f}" for key in worst)
+        f"{kernel['kernel']:22}{microseconds:7.1f} us  bus {value('gpu__dram_throughput.avg'):4.1f} %  read"
+        f" {megabytes[0]:6.1f} MB, written {megabytes[1]:6.1f}  registers {value('launch__registers'):.0f}  warps"
+        f" {value('sm__warps_active.avg'):4.1f} %  waits " + ", ".join(f"{key} {stalls[key]:.1f}" for key in worst)
     )
 
 
@@ -132,7 +136,21 @@ def main() -> None:
     ncu = shutil.which("ncu")
     if ncu is None:
         sys.exit("gpu_counters: ncu (Nsight Compute) was not found")
-    command = [ncu, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--page", "raw", "-k", KERNELS]
+    command = [
+        ncu,
+        "--clock-control",
+        "none",
+        "--profile-from-start",
+        "off",
+        "--csv",
+        "--page",
+        "raw",
+        "--print-units",
+        "base",
+        "-k",
+        KERNELS,
+    ]
+    command += ["--metrics", METRICS]
     for section in SECTIONS:
         command += ["--section", section]
     told = subprocess.run(

@@ -39,8 +39,11 @@ class Stepping:
 
     def __init__(self, algorithm: str, dtype: torch.dtype = torch.float32) -> None:
         self.params, self.algorithm = parameters(dtype), algorithm
-        kind = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[algorithm]
-        optimizer = kind(self.params, lr=0.1, **({"momentum": 0.9} if algorithm == "sgd" else {}))  # type: ignore[operator]
+        # eps is one that float16 can hold.
+        kind, options = {"sgd": (torch.optim.SGD, {"momentum": 0.9}), "adamw": (torch.optim.AdamW, {"eps": 1e-4})}[
+            algorithm
+        ]
+        optimizer = kind(self.params, lr=0.1, **options)
         optimizer.step()
         self.state = optimizer.state
         for state in self.state.values():

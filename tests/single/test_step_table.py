@@ -271,8 +271,8 @@ def test_overflow_leaves_the_pull_alone_and_scales_are_divided_by(algorithm: str
         each.set_grads(0)
         each.step_by_torch()
         each.set_grads(1)
-    # Where the overflow is known to the device alone, so must be the counts of steps.
-    setup.put_counts_on(device)
+        # Where the overflow is known to the device alone, so must be the counts of steps.
+        each.put_counts_on(device)
     for param in setup.params:
         param.grad.mul_(scale)  # type: ignore[union-attr]
     assert setup.step(grad_scale=scale, found_inf=torch.zeros((), device=device)) and twin.step()
