@@ -11,6 +11,7 @@ NP ?= 2 4
 # limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
 HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
+CALL ?= 1
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
   wheels gpu-check clean
@@ -100,8 +101,8 @@ cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first t
 wheels: ## build what an offline GPU machine lacks, into wheels/: make wheels PYTHON=3.12 TORCH=2.11.0
 	@timeout 5400 python3 scripts/make_wheels.py --python $(PYTHON) $(if $(TORCH),--torch $(TORCH)) $(ARGS)
 
-gpu-check: ## on a GPU machine, with wheels/ but no network: build, test, time, train, in 8 minutes; OUT=folder of results
-	@timeout 580 $(PYTHON) scripts/gpu_check.py --out $(or $(OUT),build/gpu-results) $(ARGS)
+gpu-check: ## on a GPU machine, with wheels/ but no network: CALL=1 tests and times kernels, CALL=2 builds and trains; OUT=folder
+	@timeout 590 $(PYTHON) scripts/gpu_check.py --call $(CALL) --out $(or $(OUT),build/gpu-results) $(ARGS)
 
 clean: ## remove the environments and all that was built
 	rm -rf .venv .venv-torch-* .venv-cuda .venv-wheels-* wheels build dist ./*.egg-info grawa_hvd/_C*.so

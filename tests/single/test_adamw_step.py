@@ -109,6 +109,8 @@ def test_unscales_gradients_in_place_as_grad_scaler_does(device: str, dtype: tor
 @with_functions
 def test_after_an_overflow_only_the_pull_is_left(device: str, dtype: torch.dtype, function: Any) -> None:
     params, state = layouts(dtype, device), states(dtype, device)
+    # Where the overflow is known to the device alone, so must be the counts of steps.
+    state[2][:] = [step.to(device) for step in state[2]]
     grads = [torch.full_like(param, math.nan) for param in params]
     before = [tensor.clone() for group in (params, *state) for tensor in group]
     center, _ = flat_center(params)
@@ -121,6 +123,19 @@ def test_after_an_overflow_only_the_pull_is_left(device: str, dtype: torch.dtype
     assert all(torch.equal(a, b) for a, b in zip(after[1:], before[1:], strict=True))
     assert torch.equal(params[0], center[: params[0].numel()])
     assert (norms == -1).all() and all(grad.isnan().all() for grad in grads)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a device whose numbers the host does not see")
+def test_counts_on_the_host_beside_an_overflow_on_the_device_are_refused() -> None:
+    params, state = layouts(torch.float32, "cuda"), states(torch.float32, "cuda")
+    before = [tensor.clone() for group in (params, *state) for tensor in group]
+    setting = (torch.tensor(0.1), *arguments_of(PLAIN))
+    with pytest.raises(
+        RuntimeError, match="steps are on the CPU: with found_inf, and in a graph, they must be on cuda"
+    ):
+        ops.adamw_step_(params, gradients(params, 0), *state, *setting, found_inf=torch.zeros((), device="cuda"))
+    after = [tensor for group in (params, *state) for tensor in group]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_is_bitwise_the_same_for_any_number_of_threads() -> None:

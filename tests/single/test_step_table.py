@@ -65,6 +65,11 @@ class Setup:
             grad = torch.randn(param.shape, generator=generator).to(param)
             param.grad = None if index in missing else torch.empty_like(param).copy_(grad)
 
+    def put_counts_on(self, device: str) -> None:
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] = state["step"].to(device)
+
     def step(self, **options: Any) -> bool:
         arguments = {"pull": PULL, "norms": self.norms, **options}
         return self.table.step(self.optimizer.state, hyperparameters(self.optimizer), **arguments)
@@ -266,6 +271,8 @@ def test_overflow_leaves_the_pull_alone_and_scales_are_divided_by(algorithm: str
         each.set_grads(0)
         each.step_by_torch()
         each.set_grads(1)
+        # Where the overflow is known to the device alone, so must be the counts of steps.
+        each.put_counts_on(device)
     for param in setup.params:
         param.grad.mul_(scale)  # type: ignore[union-attr]
     assert setup.step(grad_scale=scale, found_inf=torch.zeros((), device=device)) and twin.step()
@@ -280,6 +287,19 @@ def test_overflow_leaves_the_pull_alone_and_scales_are_divided_by(algorithm: str
         torch.testing.assert_close(param.detach(), want, rtol=1e-6, atol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(setup.tensors()[len(SHAPES) : -1], states, strict=True))
     assert all(setup.norms[row] == -1 for row in setup.rows if row >= 0)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a device whose numbers the host does not see")
+def test_leaves_a_step_to_torch_whose_overflow_the_counts_on_the_host_cannot_follow() -> None:
+    setup = Setup("adamw", "cuda")
+    setup.set_grads(0)
+    setup.step_by_torch()
+    setup.set_grads(1)
+    before = setup.tensors()
+    assert not setup.step(found_inf=torch.zeros((), device="cuda"))
+    assert all(torch.equal(a, b) for a, b in zip(setup.tensors(), before, strict=True))
+    setup.put_counts_on("cuda")
+    assert setup.step(found_inf=torch.zeros((), device="cuda"))
 
 
 def test_tells_autograd_what_it_wrote() -> None:
