@@ -114,9 +114,10 @@ class Reported:
         """For a checkpoint: by name the sum of what was reported, and of how many values."""
         return {name: (float(sum_.total), sum_.count) for name, sum_ in self._sums.items()}
 
-    def load(self, state: dict[str, tuple[float, int]]) -> None:
-        """Take over what `state` returned."""
-        self._sums = {name: RunningSum(*state[name]) for name in self._sums}
+    def load(self, state: dict[str, tuple[float, int] | list[float]]) -> None:
+        """Take over what `state` returned; checkpoints of version 1 hold the list of all values instead."""
+        pairs = {name: (sum(kept), len(kept)) if isinstance(kept, list) else kept for name, kept in state.items()}
+        self._sums = {name: RunningSum(*pairs[name]) for name in self._sums}
 
     def row(self, device: torch.device) -> Tensor:
         """Mean loss, mean accuracy, samples, float64 [3], on a device; NaN where nothing was reported."""

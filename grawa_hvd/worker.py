@@ -25,6 +25,7 @@ from grawa_hvd.scores import LocalScores
 from grawa_hvd.settings import Settings
 
 CHECKPOINT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 
 class Worker:
@@ -357,9 +358,9 @@ class Worker:
         self.restart()
         if state is None:
             return
-        if state["version"] != CHECKPOINT_VERSION:
+        if state["version"] not in READABLE_VERSIONS:
             raise ValueError(
-                f"the checkpoint's grawa version must be {CHECKPOINT_VERSION}, but is {state['version']!r}"
+                f"the checkpoint's grawa version must be one of {READABLE_VERSIONS}, but is {state['version']!r}"
             )
         self._refresh()
         self._model.load(state, numbers)

@@ -53,6 +53,14 @@ def test_a_report_in_inference_mode_can_be_added_to_outside_of_it() -> None:
     assert row(reported)[0] == 3.0
 
 
+def test_state_of_a_checkpoint_of_version_1_is_a_list_of_all_values() -> None:
+    reported = Reported()
+    reported.load({"loss": [1.0, 2.5], "accuracy": [], "samples": [32.0, 16.0]})
+    reported.add(loss=0.5)
+    means = row(reported)
+    assert means[0] == 4 / 3 and math.isnan(means[1]) and means[2] == 48
+
+
 def test_state_survives_a_checkpoint_to_the_bit() -> None:
     """In float64, 0.1 + 0.2 + 0.3 is another number than 0.1 + (0.2 + 0.3)."""
     reported, other = Reported(), Reported()
