@@ -1,4 +1,4 @@
-"""What is shipped: no dependency that is not imported, and no import before its time."""
+"""What is shipped: an sdist that can be built anywhere, a small extension, and no dependency that is not imported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import grawa_hvd
+from grawa_hvd import _C
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ["csrc", "grawa_hvd", "scripts/install_horovod.py"]
-BESIDE = ["pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "LICENSE"]
+BESIDE = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"]
 
 
 def files(path: Path) -> list[Path]:
@@ -60,6 +61,12 @@ def metadata(sdist: Path) -> Message:
     return Parser().parsestr((sdist / "PKG-INFO").read_text())
 
 
+def test_an_sdist_has_every_source_and_header_without_nvcc_too(sdist: Path) -> None:
+    wanted = {file.relative_to(ROOT) for name in (*PACKAGED, *BESIDE) for file in files(ROOT / name)}
+    assert {file.suffix for file in wanted} >= {".h", ".cuh", ".cu", ".cpp", ".py", ".pyi", ".typed"}
+    assert sorted(wanted - {file.relative_to(sdist) for file in files(sdist)}) == []
+
+
 def test_the_version_stands_in_one_place(metadata: Message) -> None:
     assert metadata["Version"] == grawa_hvd.__version__
     known = [ROOT / "pyproject.toml", ROOT / "setup.py", *files(ROOT / "grawa_hvd"), *files(ROOT / "csrc")]
@@ -80,6 +87,14 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
             elif isinstance(node, ast.Import):
                 imported.update(alias.name.partition(".")[0] for alias in node.names)
     assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, "horovod"}
+
+
+def test_the_extension_carries_no_debug_information() -> None:
+    if _C.build_info()["cuda_architectures"]:
+        pytest.skip("the GPU's code has line numbers of its own, for profilers")
+    content = Path(_C.__file__).read_bytes()
+    assert b".debug_info" not in content
+    assert len(content) < 1e6
 
 
 def test_horovod_is_not_imported_before_the_optimizer_is_asked_for() -> None:
