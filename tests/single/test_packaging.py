@@ -111,7 +111,7 @@ def test_without_horovod_the_kernels_work_and_the_optimizer_says_what_to_install
     told = run(
         "import sys; sys.modules['horovod'] = None\n"
         "import torch, grawa_hvd\n"
-        "print(grawa_hvd.ops.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
+        "print(torch.ops.grawa.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
         "try: grawa_hvd.DistributedGrawaOptimizer\n"
         "except ImportError as error: print(error)\n"
     )
@@ -123,6 +123,11 @@ def test_without_the_kernels_there_is_still_advice() -> None:
     told = run(
         "import runpy, sys; sys.modules['grawa_hvd._C'] = None; sys.argv = ['grawa_hvd']\n"
         "runpy.run_module('grawa_hvd', run_name='__main__')\n"
+        "import grawa_hvd\n"
+        "for name in ('ops', 'LocalScores', 'DistributedGrawaOptimizer'):\n"
+        "    try: print(getattr(grawa_hvd, name))\n"
+        "    except ImportError as error: print('asked for', name, error)\n"
     )
     assert f"grawa_hvd {grawa_hvd.__version__}" in told
     assert "The kernels cannot be loaded by this torch" in told
+    assert told.count("asked for") == told.count("import of grawa_hvd._C halted") == 3
