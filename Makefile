@@ -14,7 +14,7 @@ ARGS ?=
 CALL ?= 1
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
-  wheels gpu-check clean
+  dist-check wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,10 @@ cuda-check: ## compile the CUDA kernels without a GPU, list registers and spills
 
 cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first time, 3 GB of download), and run their tests
 	@timeout 3600 $(PYTHON) scripts/cuda_load.py $(ARGS)
+
+dist-check: ## build a wheel from an sdist alone, and use it
+	@$(SETUP)
+	timeout 900 $(BIN)/python scripts/dist_check.py
 
 wheels: ## build what an offline GPU machine lacks, into wheels/: make wheels PYTHON=3.12 TORCH=2.11.0
 	@timeout 5400 python3 scripts/make_wheels.py --python $(PYTHON) $(if $(TORCH),--torch $(TORCH)) $(ARGS)

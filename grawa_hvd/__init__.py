@@ -1,6 +1,7 @@
 """Periodic model averaging by inverse gradient norms (GRAWA), as a drop-in for Horovod's DistributedOptimizer."""
 
 import importlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grawa_hvd import averaging, tensorboard
@@ -11,8 +12,10 @@ from grawa_hvd.protocol import GrawaOptimizer, SupportsAveraging
 from grawa_hvd.report import RoundReport
 
 if TYPE_CHECKING:
-    from grawa_hvd import ops, scores
     from grawa_hvd.optimizer import DistributedGrawaOptimizer
+
+with suppress(ImportError):  # of kernels that were built for another torch: `python -m grawa_hvd` says so
+    from grawa_hvd import ops, scores
     from grawa_hvd.scores import FreshScores, LocalScores
 
 __version__ = "0.1.0"
@@ -40,8 +43,8 @@ __all__ = [
     "tensorboard",
 ]
 
-# What needs Horovod or the compiled kernels is loaded when it is asked for: `grawa_hvd.ops` does without Horovod, and
-# `python -m grawa_hvd`, which says what is missing, without both.
+# Loaded when it is asked for: the optimizer needs Horovod, and `grawa_hvd.ops` does not. What needs the kernels raises
+# here where they cannot be loaded, and not before: `python -m grawa_hvd` has advice then.
 _MODULE_OF = {
     "DistributedGrawaOptimizer": "optimizer",
     "FreshScores": "scores",

@@ -1,4 +1,4 @@
-"""What is shipped: no dependency that is not imported, and no import before its time."""
+"""What is shipped: an sdist that can be built anywhere, a small extension, and no dependency that is not imported."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import grawa_hvd
+from grawa_hvd import _C
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ["csrc", "grawa_hvd", "scripts/install_horovod.py"]
-BESIDE = ["pyproject.toml", "setup.py", "README.md", "CHANGELOG.md", "LICENSE"]
+BESIDE = ["pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"]
 
 
 def files(path: Path) -> list[Path]:
@@ -60,6 +61,12 @@ def metadata(sdist: Path) -> Message:
     return Parser().parsestr((sdist / "PKG-INFO").read_text())
 
 
+def test_an_sdist_has_every_source_and_header_without_nvcc_too(sdist: Path) -> None:
+    wanted = {file.relative_to(ROOT) for name in (*PACKAGED, *BESIDE) for file in files(ROOT / name)}
+    assert {file.suffix for file in wanted} >= {".h", ".cuh", ".cu", ".cpp", ".py", ".pyi", ".typed"}
+    assert sorted(wanted - {file.relative_to(sdist) for file in files(sdist)}) == []
+
+
 def test_the_version_stands_in_one_place(metadata: Message) -> None:
     assert metadata["Version"] == grawa_hvd.__version__
     known = [ROOT / "pyproject.toml", ROOT / "setup.py", *files(ROOT / "grawa_hvd"), *files(ROOT / "csrc")]
@@ -82,6 +89,14 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
     assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, "horovod"}
 
 
+def test_the_extension_carries_no_debug_information() -> None:
+    if _C.build_info()["cuda_architectures"]:
+        pytest.skip("the GPU's code has line numbers of its own, for profilers")
+    content = Path(_C.__file__).read_bytes()
+    assert b".debug_info" not in content
+    assert len(content) < 1e6
+
+
 def test_horovod_is_not_imported_before_the_optimizer_is_asked_for() -> None:
     told = run(
         "import sys, grawa_hvd.ops, grawa_hvd.scores, grawa_hvd.averaging\n"
@@ -96,7 +111,7 @@ def test_without_horovod_the_kernels_work_and_the_optimizer_says_what_to_install
     told = run(
         "import sys; sys.modules['horovod'] = None\n"
         "import torch, grawa_hvd\n"
-        "print(grawa_hvd.ops.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
+        "print(torch.ops.grawa.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
         "try: grawa_hvd.DistributedGrawaOptimizer\n"
         "except ImportError as error: print(error)\n"
     )
@@ -108,6 +123,11 @@ def test_without_the_kernels_there_is_still_advice() -> None:
     told = run(
         "import runpy, sys; sys.modules['grawa_hvd._C'] = None; sys.argv = ['grawa_hvd']\n"
         "runpy.run_module('grawa_hvd', run_name='__main__')\n"
+        "import grawa_hvd\n"
+        "for name in ('ops', 'LocalScores', 'DistributedGrawaOptimizer'):\n"
+        "    try: print(getattr(grawa_hvd, name))\n"
+        "    except ImportError as error: print('asked for', name, error)\n"
     )
     assert f"grawa_hvd {grawa_hvd.__version__}" in told
     assert "The kernels cannot be loaded by this torch" in told
+    assert told.count("asked for") == told.count("import of grawa_hvd._C halted") == 3
