@@ -74,7 +74,7 @@ struct Adamw {
 
 }  // namespace
 
-void launch_step(const StepArguments<AdamwRule>& arguments, StepKinds kinds, cudaStream_t stream) {
+void launch_step(const StepArguments<AdamwRule>& arguments, Kinds kinds, cudaStream_t stream) {
   launch_kernels<Adamw>(arguments, kinds, stream);
 }
 

@@ -23,14 +23,14 @@ struct Operands<X, Out, N, false> {
 };
 
 template <typename X, typename Out, bool kHasBase>
-__device__ void pack_chunk(const X* x, const Out* base, Out* out, int64_t size, double weight) {
+__device__ void pack_chunk(const X* x, const Out* base, Out* out, int32_t size, double weight) {
   using Wide = Arithmetic<X, Out>;
   const Wide factor = static_cast<Wide>(weight);
   // The bits of a NaN would not outlive a product.
   const bool is_copy = std::is_same_v<X, Out> && !kHasBase && weight == 1;
   const bool x_aligned = is_aligned(x + head_of(out));
   const bool base_aligned = is_aligned(base + head_of(out));
-  const auto get = [&](int64_t i, auto width) {
+  const auto get = [&](int32_t i, auto width) {
     constexpr int kEach = decltype(width)::value;
     Operands<X, Out, kEach, kHasBase> operands;
     operands.x = load<kEach>(x + i, x_aligned);
@@ -55,8 +55,8 @@ __device__ void pack_chunk(const X* x, const Out* base, Out* out, int64_t size, 
 }
 
 template <typename Out>
-__device__ void write_zeros(Out* out, int64_t size) {
-  const auto get = [](int64_t, auto width) { return Vec<Out, decltype(width)::value>{}; };
+__device__ void write_zeros(Out* out, int32_t size) {
+  const auto get = [](int32_t, auto width) { return Vec<Out, decltype(width)::value>{}; };
   for_each_batch<kWidth<Out>>(out, size, get, [&](const auto& zeros, const auto& places) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {

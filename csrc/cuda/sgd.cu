@@ -52,7 +52,7 @@ struct Sgd {
 
 }  // namespace
 
-void launch_step(const StepArguments<SgdRule>& arguments, StepKinds kinds, cudaStream_t stream) {
+void launch_step(const StepArguments<SgdRule>& arguments, Kinds kinds, cudaStream_t stream) {
   launch_kernels<Sgd>(arguments, kinds, stream);
 }
 

@@ -103,10 +103,7 @@ class CudaStepper : public Stepper {
   template <typename Rule>
   void launch(const std::vector<StepLayer>& layers, const StepTensors& tensors) {
     SettingsList<Rule> settings;
-    StepKinds kinds = {};
     for (size_t i = 0; i < layers.size(); ++i) {
-      const bool is_double = layers[i].param.dtype == at::kDouble;
-      kinds = {kinds.has_double || is_double, kinds.has_narrower || !is_double};
       table_.set(i, layers[i].param, numels_[i]);
       table_.set_operands(i, operands_of(layers[i], settings.place_of(layers[i]), tensors.norms.has_value()));
     }
@@ -120,7 +117,7 @@ class CudaStepper : public Stepper {
       arguments.first = first;
       arguments.count = std::min(kMostSettings, settings.size() - first);
       std::copy_n(settings.data() + first, arguments.count, arguments.settings);
-      launch_step(arguments, kinds, c10::cuda::getCurrentCUDAStream());
+      launch_step(arguments, table_.kinds(), c10::cuda::getCurrentCUDAStream());
     }
   }
 

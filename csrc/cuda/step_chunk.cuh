@@ -9,12 +9,13 @@
 namespace grawa::cuda {
 
 // What a block does with its chunk; the same for all of its threads.
+template <typename Wide>
 struct StepWork {
   bool is_update;
   bool is_scaled;
   bool has_norm;
-  double inverse_scale;
-  double pull;  // 0: none
+  Wide inverse_scale;
+  Wide pull;  // 0: none
 };
 
 __device__ inline const void* at_element(const void* data, int32_t dtype, int64_t index) {
@@ -56,7 +57,7 @@ struct StepChunk {
   bool in_words;
   bool is_center_even;
 
-  __device__ StepChunk(const Chunk& chunk, const StepOperands& operands, const StepWork& work)
+  __device__ StepChunk(const Chunk& chunk, const StepOperands& operands, const StepWork<Arithmetic<X>>& work)
       : x(static_cast<X*>(chunk.data) + chunk.begin),
         grad(work.is_update ? static_cast<X*>(operands.grad) + chunk.begin : x),
         has_states(work.is_update && operands.states[0] != nullptr) {
@@ -76,7 +77,7 @@ struct StepChunk {
   }
 
   template <int N>
-  __device__ StepBatch<X, N, kStates> read(int64_t i) const {
+  __device__ StepBatch<X, N, kStates> read(int32_t i) const {
     StepBatch<X, N, kStates> batch;
     batch.x = load<N>(x + i, true);
     batch.grad = load<N>(grad + i, true);
@@ -93,7 +94,7 @@ struct StepChunk {
   }
 
   template <int N>
-  __device__ void write(int64_t i, const StepResult<X, N, kStates>& result, const StepWork& work) const {
+  __device__ void write(int32_t i, const StepResult<X, N, kStates>& result, const StepWork<Arithmetic<X>>& work) const {
     store(x + i, result.x);
     if (work.is_scaled) store(grad + i, result.grad);
     if (has_states) {
@@ -105,20 +106,20 @@ struct StepChunk {
 
 // The step and the norm are of the gradient that is left in memory: unscaled, and rounded.
 template <typename X, int N>
-__device__ Vec<X, N> unscaled(const Vec<X, N>& grad, const StepWork& work) {
+__device__ Vec<X, N> unscaled(const Vec<X, N>& grad, const StepWork<Arithmetic<X>>& work) {
   using Wide = Arithmetic<X>;
   if (!work.is_scaled) return grad;
   Vec<X, N> result;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    result.at[i] = cast_to<X>(cast_to<Wide>(grad.at[i]) * static_cast<Wide>(work.inverse_scale));
+    result.at[i] = cast_to<X>(cast_to<Wide>(grad.at[i]) * work.inverse_scale);
   }
   return result;
 }
 
 template <typename Update, typename X, int N>
 __device__ StepResult<X, N, Update::kStates> stepped(const StepBatch<X, N, Update::kStates>& batch,
-                                                     const Vec<X, N>& grad, const StepWork& work,
+                                                     const Vec<X, N>& grad, const StepWork<Arithmetic<X>>& work,
                                                      const typename Update::template Factors<Arithmetic<X>>& factors) {
   using Wide = Arithmetic<X>;
   StepResult<X, N, Update::kStates> result;
@@ -138,23 +139,23 @@ __device__ StepResult<X, N, Update::kStates> stepped(const StepBatch<X, N, Updat
 }
 
 template <typename Update, typename X>
-__device__ Partial step_chunk(const Chunk& chunk, const StepOperands& operands, const StepWork& work,
-                              const typename Update::template Factors<Arithmetic<X>>& factors) {
+__device__ auto step_chunk(const Chunk& chunk, const StepOperands& operands, const StepWork<Arithmetic<X>>& work,
+                           const typename Update::template Factors<Arithmetic<X>>& factors) {
   using Wide = Arithmetic<X>;
   const StepChunk<X, Update::kStates> elements(chunk, operands, work);
-  const auto get = [&](int64_t i, auto width) { return elements.template read<decltype(width)::value>(i); };
+  const auto get = [&](int32_t i, auto width) { return elements.template read<decltype(width)::value>(i); };
   SquareSum<Wide> sum;
   const auto use = [&](const auto& batch, const auto& places) {
     constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {
       const Vec<X, kEach> grad = unscaled(batch[i].grad, work);
-      if (work.has_norm) sum.template add_batch<kEach>([&](int k) { return cast_to<Wide>(grad.at[k]); });
+      if (work.has_norm) sum.template add<kEach>([&](int k) { return cast_to<Wide>(grad.at[k]); });
       if (places[i] >= 0) elements.write(places[i], stepped<Update>(batch[i], grad, work, factors), work);
     }
   };
   for_each_batch<kWidth<X>>(elements.x, chunk.size, get, use, elements.in_words);
-  return sum.partial();
+  return sum.total();
 }
 
 }  // namespace grawa::cuda

@@ -64,9 +64,9 @@ int64_t chunk_size_of(int64_t numel) {
 
 }  // namespace
 
-Table::Table(const std::vector<int64_t>& numels, c10::Device device, bool with_partials, int64_t operand_size)
+Table::Table(const std::vector<int64_t>& numels, c10::Device device, bool with_sums, int64_t operand_size)
     : device_(device),
-      with_partials_(with_partials),
+      with_sums_(with_sums),
       operand_words_(operand_size / static_cast<int64_t>(sizeof(uint64_t))),
       layer_count_(numels.size()) {
   words_.resize(operands_begin() + layer_count_ * operand_words_);
@@ -93,6 +93,8 @@ int64_t Table::operands_begin() const { return layer_count_ + 1 + layer_count_ *
 void Table::put(int64_t layer, void* data, int32_t dtype, int64_t numel) {
   Layer& entry = mirror()[layer];
   if (entry.data == data && entry.dtype == dtype && entry.numel == numel) return;
+  const auto is_double = [](int32_t dtype) { return dtype == static_cast<int32_t>(at::kDouble) ? 1 : 0; };
+  doubles_ += is_double(dtype) - is_double(entry.dtype);
   entry.data = data;
   entry.dtype = dtype;
   entry.numel = numel;
@@ -125,18 +127,18 @@ size_t Table::bytes() const { return words_.size() * sizeof(uint64_t) + 16 + chu
 
 View Table::view_of(void* memory) const {
   const auto words = static_cast<uint64_t*>(memory);
-  const size_t partials_begin = (words_.size() * sizeof(uint64_t) + 15) / 16 * 16;
+  const size_t sums_begin = (words_.size() * sizeof(uint64_t) + 15) / 16 * 16;
   return {reinterpret_cast<const int64_t*>(words),
           reinterpret_cast<Layer*>(words + layer_count_ + 1),
           words + operands_begin(),
-          with_partials_ ? reinterpret_cast<Partial*>(static_cast<char*>(memory) + partials_begin) : nullptr,
+          with_sums_ ? static_cast<char*>(memory) + sums_begin : nullptr,
           layer_count_,
           chunk_count_};
 }
 
 Table::Lease Table::lease() {
   const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(device_.index());
-  const size_t size = with_partials_ ? bytes() : words_.size() * sizeof(uint64_t);
+  const size_t size = with_sums_ ? bytes() : words_.size() * sizeof(uint64_t);
   if (is_capturing()) {
     // A copy for the graph: its replays must neither see later changes of the table nor undo them.
     c10::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(size);

@@ -31,9 +31,15 @@ struct View {
   const int64_t* first_chunk;  // of each layer, and the number of all chunks
   Layer* layers;
   const void* operands;  // what a kernel needs of each layer beside its data
-  Partial* partials;     // one per chunk
+  void* sums;            // one per chunk: a Partial, or a double
   int64_t layer_count;
   int64_t chunk_count;
+};
+
+// Which kernels a list of layers needs, where float64 has one of its own.
+struct Kinds {
+  bool has_double;
+  bool has_narrower;  // or missing
 };
 
 // The layers of a list, mirrored in the memory of a device. A block of threads does one chunk, so any number of layers
@@ -46,14 +52,15 @@ class Table {
   // The last block of a layer adds up its chunks alone: chunks grow where they would be more.
   static constexpr int64_t kMostChunks = 16 * 1024;
 
-  // Partials are needed by the kernels that add up: norms, distances. operand_size: bytes of operands of a layer, whole
+  // Sums are needed by the kernels that add up: norms, distances. operand_size: bytes of operands of a layer, whole
   // words of 8.
-  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_partials, int64_t operand_size = 0);
+  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_sums, int64_t operand_size = 0);
 
   c10::Device device() const { return device_; }
   int64_t layers() const { return layer_count_; }
   int64_t chunks() const { return chunk_count_; }
   int64_t numel() const { return numel_; }
+  Kinds kinds() const { return {doubles_ > 0, doubles_ < layer_count_}; }
 
   // Of at most the elements given at construction.
   void set(int64_t layer, const Span& span, int64_t numel);
@@ -86,11 +93,12 @@ class Table {
   size_t bytes() const;
 
   c10::Device device_;
-  bool with_partials_;
+  bool with_sums_;
   int64_t operand_words_;  // of a layer
   int64_t layer_count_ = 0;
   int64_t chunk_count_ = 0;
   int64_t numel_ = 0;
+  int64_t doubles_ = 0;          // layers of float64
   std::vector<uint64_t> words_;  // first_chunk, layers, operands: what is uploaded
   c10::DataPtr memory_;
   std::optional<c10::Stream> stream_;  // the one on which memory_ is used

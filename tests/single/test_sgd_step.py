@@ -57,15 +57,17 @@ def test_is_as_exact_as_torch(device: str, dtype: torch.dtype, function: Any, se
         assert_as_exact_as_torch(buffers, theirs.state(momenta), wanted.state(momenta))
 
 
+@on_devices
 @with_dtypes
 @pytest.mark.parametrize("magnitude", [0.0, 1e-30, 1e-6, 1.0, 1e4, 1e25])
-def test_norms_are_bitwise_those_of_layer_norms(dtype: torch.dtype, magnitude: float) -> None:
+def test_norms_are_bitwise_those_of_layer_norms(device: str, dtype: torch.dtype, magnitude: float) -> None:
     """Of any magnitude, though squares may leave the range of float, and of any number of pieces and chunks."""
-    grads = [(values(size, torch.float64) * magnitude).to(dtype) for size in (1, 127, 128, 1024, 1153, 16384, 33001)]
+    sizes = (1, 127, 128, 1024, 1153, 16384, 33001)
+    grads = [(values(size, torch.float64) * magnitude).to(dtype).to(device) for size in sizes]
     params = [torch.zeros_like(grad) for grad in grads]
-    norms = torch.empty(len(grads), dtype=torch.float64)
+    norms = torch.empty(len(grads), dtype=torch.float64, device=device)
     ops.sgd_step_(params, grads, [], torch.tensor(0.1), 0.0, 0.0, 0.0, False, False, norms=norms)
-    wide = torch.empty(0, dtype=torch.float64)  # so that the norms are not rounded to float
+    wide = torch.empty(0, dtype=torch.float64, device=device)  # so that the norms are not rounded to float
     assert torch.equal(norms.nan_to_num(-2), ops.layer_norms([*grads, wide])[:-1].nan_to_num(-2))
 
 
