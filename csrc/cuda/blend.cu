@@ -24,7 +24,7 @@ __device__ Vec<X, N> moved(const Operands<X, Center, N>& operands, Arithmetic<X,
   Vec<X, N> result;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    result.at[i] = pulled<X>(cast_to<Arithmetic<X, Center>>(operands.x.at[i]), operands.center.at[i], pull);
+    result.set(i, pulled<X>(cast_to<Arithmetic<X, Center>>(operands.x[i]), operands.center[i], pull));
   }
   return result;
 }
@@ -44,11 +44,11 @@ __device__ auto blend_chunk(X* x, const Center* center, int32_t size, Arithmetic
   for_each_batch<kWidth<X, Center>>(x, size, get, [&](const auto& batch, const auto& places) {
     constexpr int kVectors = sizeof(places) / sizeof(places[0]);
     if constexpr (kHasDistances) {
-      constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
+      constexpr int kEach = std::decay_t<decltype(batch[0].x)>::kCount;
 #pragma unroll
       for (const auto& operands : batch) {
         sum.template add<kEach>(
-            [&](int i) { return Gap<Wide>{cast_to<Wide>(operands.center.at[i]), cast_to<Wide>(operands.x.at[i])}; });
+            [&](int i) { return Gap<Wide>{cast_to<Wide>(operands.center[i]), cast_to<Wide>(operands.x[i])}; });
       }
     }
     if (pull == 0) return;  // not x + 0 * (c - x), which a NaN in the center would reach

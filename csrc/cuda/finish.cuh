@@ -42,33 +42,89 @@ __device__ Sum add_up_block(Sum sum) {
   return sum;
 }
 
-// Leaves the sum of a chunk, which thread 0 has, for the last of the layer's blocks that comes here.
+// The sums of chunks come to the last block of a layer through memory, each in words that say by themselves whether
+// they are there. A fence, which would say so of all at once, would hold up every block for a trip to memory.
 template <typename Sum>
-__device__ bool is_last_block(const View& view, const Chunk& chunk, const Sum& chunk_sum) {
+struct SumWords {
+  static constexpr int kCount = sizeof(Sum) / sizeof(uint64_t);
+  static constexpr uint64_t kNan = 0x7ff8000000000000;
+
+  uint64_t at[kCount];
+
+  __device__ bool is_there() const {
+    bool is_there = true;
+#pragma unroll
+    for (const uint64_t word : at) is_there = is_there && word != kNoSum;
+    return is_there;
+  }
+  __device__ void leave(uint64_t* to) const {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) store_relaxed(to + i, at[i] == kNoSum ? kNan : at[i]);
+  }
+  __device__ static void clear(uint64_t* place) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) store_relaxed(place + i, kNoSum);
+  }
+  __device__ static SumWords look(const uint64_t* place) {
+    SumWords words;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) words.at[i] = load_relaxed(place + i);
+    return words;
+  }
+};
+
+// One thread's part of a layer's sums, which are taken out of memory: the next launch finds none there.
+template <typename Sum>
+__device__ Sum take_sums(uint64_t* sums, int32_t count) {
+  using Words = SumWords<Sum>;
+  constexpr int kDepth = 4 / Words::kCount;  // loads in flight
+  Sum total = {};
+  for (auto first = static_cast<int32_t>(threadIdx.x); first < count; first += kThreads * kDepth) {
+    Words found[kDepth];
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) {
+      const int32_t chunk = first + i * kThreads;
+      if (chunk < count) found[i] = Words::look(sums + chunk * Words::kCount);
+    }
+#pragma unroll
+    for (int i = 0; i < kDepth; ++i) {
+      const int32_t chunk = first + i * kThreads;
+      if (chunk >= count) break;
+      uint64_t* place = sums + chunk * Words::kCount;
+      while (!found[i].is_there()) found[i] = Words::look(place);
+      Words::clear(place);
+      Sum sum;
+      std::memcpy(&sum, &found[i], sizeof(sum));
+      total = add(total, sum);
+    }
+  }
+  return total;
+}
+
+// Leaves the sum of a chunk, which thread 0 has, for the last of the layer's blocks that comes here: is it this one?
+template <typename Sum>
+__device__ bool leave_sum(const View& view, const Chunk& chunk, const Sum& sum) {
   __shared__ bool is_last;
   if (threadIdx.x == 0) {
-    static_cast<Sum*>(view.sums)[blockIdx.x] = chunk_sum;
+    SumWords<Sum> words;
+    std::memcpy(&words, &sum, sizeof(words));
+    words.leave(view.sums + blockIdx.x * SumWords<Sum>::kCount);
     const auto last = static_cast<unsigned>(chunk.count - 1);
-    is_last = release_and_count(&view.layers[chunk.layer].chunks_done, last) == last;
-    if (is_last) acquire();
+    is_last = count_relaxed(&view.layers[chunk.layer].chunks_done, last) == last;
   }
   __syncthreads();
   return is_last;
 }
 
-// From the threads' parts of a chunk to finish(norm of its layer), called by one thread of whichever block is the last
-// of the layer to come here: it finds all chunks' sums in memory and adds them in chunk order. So norms are one launch,
-// and the pass that adds up costs no second trip through the launch queue. Whatever the layer's other blocks have read
-// before they came here may then be overwritten.
+// From the threads' parts of a chunk to finish(norm of its layer), called by thread 0 of whichever block is the last of
+// the layer to come here: it adds up all chunks' sums, in chunk order. So norms are one launch, and the pass that adds
+// up costs no second trip through the launch queue.
 template <typename Sum, typename Finish>
 __device__ void finish_layer(const View& view, const Chunk& chunk, const Sum& thread_sum, const Finish& finish) {
   Sum sum = add_up_block(thread_sum);
   if (chunk.count > 1) {
-    if (!is_last_block(view, chunk, sum)) return;
-    const Sum* sums = static_cast<const Sum*>(view.sums) + view.first_chunk[chunk.layer];
-    sum = Sum();
-    for (int64_t i = threadIdx.x; i < chunk.count; i += kThreads) sum = add(sum, sums[i]);
-    sum = add_up_block(sum);
+    if (!leave_sum(view, chunk, sum)) return;
+    sum = add_up_block(take_sums<Sum>(view.sums + chunk.first * SumWords<Sum>::kCount, chunk.count));
   }
   if (threadIdx.x == 0) finish(norm_of(sum));
 }

@@ -19,10 +19,10 @@ __device__ auto squares(const Chunk& chunk) {
   const auto get = [&](int32_t i, auto width) { return load<decltype(width)::value>(data + i, true); };
   SquareSum<Arithmetic<T>> sum;
   for_each_batch<kWidth<T>>(data, chunk.size, get, [&](const auto& values, const auto&) {
-    constexpr int kEach = sizeof(values[0]) / sizeof(T);
+    constexpr int kEach = std::decay_t<decltype(values[0])>::kCount;
 #pragma unroll
     for (const auto& vector : values) {
-      sum.template add<kEach>([&](int i) { return static_cast<Arithmetic<T>>(vector.at[i]); });
+      sum.template add<kEach>([&](int i) { return static_cast<Arithmetic<T>>(vector[i]); });
     }
   });
   return sum.total();

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "cuda/memory.cuh"
+#include "cuda/assembly.cuh"
 #include "cuda/table.h"
 
 // What the kernels share: which chunk a block does, and how its elements are moved 16 bytes at a time.
@@ -43,12 +43,13 @@ inline Scalars write_scalars(const at::Tensor& tensor) {
   return {tensor.mutable_data_ptr(), tensor.stride(0), tensor.scalar_type() == at::kDouble};
 }
 
-// The work of one block. Its size, and the places within it, are narrower than sizes are elsewhere: none exceeds a
-// chunk, and pairs of registers for each would leave room for fewer blocks at a time.
+// The work of one block. The numbers of chunks, of which a launch has less than 2^31, and the places within a chunk are
+// narrower than sizes are elsewhere: pairs of registers for each would leave room for fewer blocks at a time.
 struct Chunk {
   int64_t layer;
-  int64_t index;  // within the layer
-  int64_t count;  // of the layer's chunks
+  int32_t first;  // of the layer's chunks
+  int32_t index;  // within the layer
+  int32_t count;  // of the layer's chunks
   void* data;     // of the layer
   int32_t dtype;
   int64_t begin;  // element within the layer
@@ -59,23 +60,24 @@ struct Chunk {
 // A search with a warp's 32 probes at a time: two steps for up to 1024 layers, each a trip to the second-level cache,
 // where a binary search would make ten. Every warp searches by itself, which needs no barrier.
 __device__ inline Chunk find_chunk(const View& view) {
-  const int64_t place = blockIdx.x;
-  const int64_t lane = threadIdx.x % 32;
-  int64_t low = 0;
-  int64_t candidates = view.layer_count;
+  const auto place = static_cast<int32_t>(blockIdx.x);
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  int32_t low = 0;
+  auto candidates = static_cast<int32_t>(view.layer_count);
   while (candidates > 1) {
-    const int64_t step = (candidates + 31) / 32;
-    const int64_t probe = lane * step;
+    const int32_t step = (candidates + 31) / 32;
+    const int32_t probe = lane * step;
     const bool is_before = probe < candidates && view.first_chunk[low + probe] <= place;
-    const int64_t last = __popc(__ballot_sync(kWholeWarp, is_before)) - 1;
+    const int32_t last = __popc(__ballot_sync(kWholeWarp, is_before)) - 1;
     low += last * step;
     candidates = candidates - last * step < step ? candidates - last * step : step;
   }
   const Layer& layer = view.layers[low];
   Chunk chunk;
   chunk.layer = low;
-  chunk.index = place - view.first_chunk[low];
-  chunk.count = view.first_chunk[low + 1] - view.first_chunk[low];
+  chunk.first = static_cast<int32_t>(view.first_chunk[low]);
+  chunk.index = place - chunk.first;
+  chunk.count = static_cast<int32_t>(view.first_chunk[low + 1]) - chunk.first;
   chunk.data = layer.data;
   // Of a pointer that was read from memory the compiler knows no address space.
   __builtin_assume(__isGlobal(chunk.data));
@@ -151,10 +153,27 @@ __device__ X pulled(Wide x, Center center, Wide pull) {
   return pull == 1 ? cast_to<X>(center) : between;
 }
 
-// Elements of one thread, moved as whole 16-byte words where the address allows it.
+// Elements of one thread, kept as the words that move them: the compiler would else take a word apart at once, and wait
+// for it before the next load is under way.
 template <typename T, int N>
 struct Vec {
-  T at[N];
+  static constexpr int kCount = N;
+  static constexpr int kPerWord = sizeof(T) == 2 ? 2 : 1;
+
+  std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> words[(N + kPerWord - 1) / kPerWord];
+
+  __device__ T operator[](int i) const {
+    const auto bits = words[i / kPerWord] >> (i % kPerWord * 16);
+    T value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+  }
+  // In order, from the first.
+  __device__ void set(int i, T value) {
+    std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t> bits = 0;
+    std::memcpy(&bits, &value, sizeof(value));
+    words[i / kPerWord] = i % kPerWord == 0 ? bits : words[i / kPerWord] | bits << 16;
+  }
 };
 
 // As many as fill a word of the narrowest operand.
@@ -191,7 +210,7 @@ __device__ Vec<T, N> load(const T* from, bool aligned) {
   }
   // Neighbouring threads read neighbouring memory: the first-level cache makes whole sectors of these.
 #pragma unroll
-  for (int i = 0; i < N; ++i) values.at[i] = from[i];
+  for (int i = 0; i < N; ++i) values.set(i, from[i]);
   return values;
 }
 
@@ -206,7 +225,7 @@ __device__ void store(T* to, const Vec<T, N>& values) {
       store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
   } else {
 #pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = values.at[i];
+    for (int i = 0; i < N; ++i) to[i] = values[i];
   }
 }
 

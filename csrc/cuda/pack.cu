@@ -40,14 +40,15 @@ __device__ void pack_chunk(const X* x, const Out* base, Out* out, int32_t size, 
   for_each_batch<kWidth<X, Out>>(out, size, get, [&](const auto& batch, const auto& places) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {
-      constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
+      constexpr int kEach = std::decay_t<decltype(batch[0].x)>::kCount;
       Vec<Out, kEach> result;
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        Wide value = cast_to<Wide>(batch[i].x.at[k]);
-        if constexpr (kHasBase) value -= cast_to<Wide>(batch[i].base.at[k]);
-        result.at[k] = cast_to<Out>(factor * value);
-        if constexpr (std::is_same_v<X, Out>) result.at[k] = is_copy ? batch[i].x.at[k] : result.at[k];
+        Wide value = cast_to<Wide>(batch[i].x[k]);
+        if constexpr (kHasBase) value -= cast_to<Wide>(batch[i].base[k]);
+        Out scaled = cast_to<Out>(factor * value);
+        if constexpr (std::is_same_v<X, Out>) scaled = is_copy ? batch[i].x[k] : scaled;
+        result.set(k, scaled);
       }
       if (places[i] >= 0) store(out + places[i], result);
     }

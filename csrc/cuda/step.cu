@@ -8,6 +8,7 @@
 #include <memory>
 #include <tuple>
 
+#include "copies.h"
 #include "cuda/kernels.h"
 #include "cuda/step_arguments.cuh"
 
@@ -76,8 +77,8 @@ StepOperands operands_of(const StepLayer& layer, int64_t settings, bool has_norm
 
 class CudaStepper : public Stepper {
  public:
-  CudaStepper(const std::vector<int64_t>& numels, at::Device device)
-      : numels_(numels), table_(numels, device, true, sizeof(StepOperands)) {}
+  CudaStepper(at::TensorList params, at::Device device)
+      : numels_(numels_of(params)), table_(params, device, true, sizeof(StepOperands)) {}
 
   bool can_step(const std::vector<StepLayer>& layers, const StepTensors& tensors) const override {
     const c10::cuda::CUDAGuard guard(table_.device());
@@ -127,8 +128,8 @@ class CudaStepper : public Stepper {
 
 }  // namespace
 
-std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>& numels, at::Device device) {
-  return std::make_unique<CudaStepper>(numels, device);
+std::unique_ptr<Stepper> make_stepper(at::TensorList params, at::Device device) {
+  return std::make_unique<CudaStepper>(params, device);
 }
 
 }  // namespace grawa::cuda

@@ -58,9 +58,13 @@ __global__ void __launch_bounds__(kThreads, kStepBlocks<kIsDouble>)
   });
   const bool is_counted = work.is_update && operands.count.data != nullptr;
   if (!work.has_norm && !is_counted) return;
+  // All blocks of a layer have read the count before the last of them changes it.
+  if (is_counted && threadIdx.x == 0) fence();
   finish_layer(arguments.view, chunk, sum, [&](double norm) {
     if (work.has_norm) arguments.norms.write(operands.norm_row, norm);
-    if (is_counted) operands.count.write(operands.count.read() + 1);
+    if (!is_counted) return;
+    fence();
+    operands.count.write(operands.count.read() + 1);
   });
 }
 

@@ -85,7 +85,7 @@ struct StepChunk {
     for (int k = 0; k < kStates; ++k) batch.states[k] = load<N>(states[k] + i, true);
     if constexpr (N == 1) {
       dispatch(center_dtype, [&](auto type) {
-        batch.center.at[0] = cast_to<Arithmetic<X>>(static_cast<const typename decltype(type)::type*>(center)[i]);
+        batch.center.set(0, cast_to<Arithmetic<X>>(static_cast<const typename decltype(type)::type*>(center)[i]));
       });
     } else {
       batch.center = load<N>(static_cast<const X*>(center) + i, is_center_even);
@@ -112,7 +112,7 @@ __device__ Vec<X, N> unscaled(const Vec<X, N>& grad, const StepWork<Arithmetic<X
   Vec<X, N> result;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    result.at[i] = cast_to<X>(cast_to<Wide>(grad.at[i]) * work.inverse_scale);
+    result.set(i, cast_to<X>(cast_to<Wide>(grad[i]) * work.inverse_scale));
   }
   return result;
 }
@@ -126,14 +126,14 @@ __device__ StepResult<X, N, Update::kStates> stepped(const StepBatch<X, N, Updat
   result.grad = grad;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    Wide x = cast_to<Wide>(batch.x.at[i]);
+    Wide x = cast_to<Wide>(batch.x[i]);
     Wide states[Update::kStates];
 #pragma unroll
-    for (int k = 0; k < Update::kStates; ++k) states[k] = cast_to<Wide>(batch.states[k].at[i]);
-    if (work.is_update) x = Update::updated(x, cast_to<Wide>(grad.at[i]), states, factors);
+    for (int k = 0; k < Update::kStates; ++k) states[k] = cast_to<Wide>(batch.states[k][i]);
+    if (work.is_update) x = Update::updated(x, cast_to<Wide>(grad[i]), states, factors);
 #pragma unroll
-    for (int k = 0; k < Update::kStates; ++k) result.states[k].at[i] = cast_to<X>(states[k]);
-    result.x.at[i] = work.pull == 0 ? cast_to<X>(x) : pulled<X>(x, batch.center.at[i], work.pull);
+    for (int k = 0; k < Update::kStates; ++k) result.states[k].set(i, cast_to<X>(states[k]));
+    result.x.set(i, work.pull == 0 ? cast_to<X>(x) : pulled<X>(x, batch.center[i], work.pull));
   }
   return result;
 }
@@ -146,11 +146,11 @@ __device__ auto step_chunk(const Chunk& chunk, const StepOperands& operands, con
   const auto get = [&](int32_t i, auto width) { return elements.template read<decltype(width)::value>(i); };
   SquareSum<Wide> sum;
   const auto use = [&](const auto& batch, const auto& places) {
-    constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
+    constexpr int kEach = std::decay_t<decltype(batch[0].x)>::kCount;
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {
       const Vec<X, kEach> grad = unscaled(batch[i].grad, work);
-      if (work.has_norm) sum.template add<kEach>([&](int k) { return cast_to<Wide>(grad.at[k]); });
+      if (work.has_norm) sum.template add<kEach>([&](int k) { return cast_to<Wide>(grad[k]); });
       if (places[i] >= 0) elements.write(places[i], stepped<Update>(batch[i], grad, work, factors), work);
     }
   };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/Device.h>
 #include <c10/core/Stream.h>
@@ -16,6 +17,9 @@ namespace grawa::cuda {
 // In place of the dtype of a layer that is not there: a parameter without a gradient.
 constexpr int32_t kMissing = -1;
 
+// In place of a word of a sum that no block has left yet: the bits of a NaN.
+constexpr uint64_t kNoSum = ~uint64_t{0};
+
 // One layer as the kernels see it.
 struct Layer {
   void* data = nullptr;
@@ -31,7 +35,7 @@ struct View {
   const int64_t* first_chunk;  // of each layer, and the number of all chunks
   Layer* layers;
   const void* operands;  // what a kernel needs of each layer beside its data
-  void* sums;            // one per chunk: a Partial, or a double
+  uint64_t* sums;        // one per chunk, a Partial or a double: kNoSum between launches
   int64_t layer_count;
   int64_t chunk_count;
 };
@@ -43,18 +47,19 @@ struct Kinds {
 };
 
 // The layers of a list, mirrored in the memory of a device. A block of threads does one chunk, so any number of layers
-// of any sizes is one launch. The division into chunks depends on the size of a layer alone: partial sums per chunk,
+// of any sizes is one launch. The division into chunks depends on the size and dtype of a layer alone: sums per chunk,
 // added up in chunk order, are bitwise the same on any device.
 class Table {
  public:
-  // Enough for some loads of 16 bytes in each of 256 threads, few enough that small models fill a GPU.
-  static constexpr int64_t kChunk = 8 * 1024;
+  // Bytes of a layer: enough for some loads of 16 bytes in each of 256 threads, few enough that small models fill a
+  // GPU.
+  static constexpr int64_t kChunk = 32 * 1024;
   // The last block of a layer adds up its chunks alone: chunks grow where they would be more.
   static constexpr int64_t kMostChunks = 16 * 1024;
 
-  // Sums are needed by the kernels that add up: norms, distances. operand_size: bytes of operands of a layer, whole
-  // words of 8.
-  Table(const std::vector<int64_t>& numels, c10::Device device, bool with_sums, int64_t operand_size = 0);
+  // Of the tensors only sizes and dtypes are read. Sums are needed by the kernels that add up: norms, distances.
+  // operand_size: bytes of operands of a layer, whole words of 8.
+  Table(at::TensorList tensors, c10::Device device, bool with_sums, int64_t operand_size = 0);
 
   c10::Device device() const { return device_; }
   int64_t layers() const { return layer_count_; }
@@ -90,7 +95,7 @@ class Table {
   void put_operands(int64_t layer, const void* operands, int64_t size);
   int64_t operands_begin() const;  // word
   View view_of(void* memory) const;
-  size_t bytes() const;
+  c10::DataPtr allocate() const;
 
   c10::Device device_;
   bool with_sums_;

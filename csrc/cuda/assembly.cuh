@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-// All accesses to memory that the language has no words for, as instructions. A test on the host replaces this file.
+// All that the kernels say in assembly, so that one file stands in for it where they run on a host: tests/emulator.
 namespace grawa::cuda {
 
 // Written out, since the compiler splits words that it knows to be made of elements, and since the intrinsics for the
@@ -26,18 +26,28 @@ __device__ inline void store_word(uint4* to, const uint4& word) {
                : "memory");
 }
 
-// Counts up to `last` and from there to 0; returns what was there before. What the block wrote and read before its last
-// barrier comes first, for whoever sees the count and then comes to acquire(). atomicInc between two __threadfence()
-// would do, and make every block wait for a fence that it does not need and empty its first-level cache.
-__device__ inline unsigned release_and_count(unsigned* count, unsigned last) {
+// Counts up to `last` and from there to 0; returns what was there before. It orders nothing.
+__device__ inline unsigned count_relaxed(unsigned* count, unsigned last) {
   unsigned before;
-  asm volatile("atom.release.gpu.global.inc.u32 %0, [%1], %2;"
+  asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;"
                : "=r"(before)
                : "l"(__cvta_generic_to_global(count)), "r"(last)
                : "memory");
   return before;
 }
 
-__device__ inline void acquire() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
+// Words that blocks leave for each other. Each is whole, and none waits for other memory.
+__device__ inline void store_relaxed(uint64_t* to, uint64_t word) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "l"(word) : "memory");
+}
+
+__device__ inline uint64_t load_relaxed(const uint64_t* from) {
+  uint64_t word;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(__cvta_generic_to_global(from)) : "memory");
+  return word;
+}
+
+// What came before a count_relaxed() that this comes before, is before what follows one that it follows.
+__device__ inline void fence() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 }  // namespace grawa::cuda
