@@ -77,22 +77,26 @@ struct SumWords {
 template <typename Sum>
 __device__ Sum take_sums(uint64_t* sums, int32_t count) {
   using Words = SumWords<Sum>;
-  constexpr int kDepth = 4 / Words::kCount;  // loads in flight
+  constexpr int kDepth = 8 / Words::kCount;  // in flight at once
   Sum total = {};
   for (auto first = static_cast<int32_t>(threadIdx.x); first < count; first += kThreads * kDepth) {
+    uint64_t* place = sums + first * Words::kCount;
     Words found[kDepth];
+    bool are_there = false;
+    while (!are_there) {
+      are_there = true;
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
-      const int32_t chunk = first + i * kThreads;
-      if (chunk < count) found[i] = Words::look(sums + chunk * Words::kCount);
+      for (int i = 0; i < kDepth; ++i) {
+        found[i] = {};
+        if (first + i * kThreads < count) found[i] = Words::look(place + i * kThreads * Words::kCount);
+      }
+#pragma unroll
+      for (int i = 0; i < kDepth; ++i) are_there = are_there && found[i].is_there();
     }
 #pragma unroll
     for (int i = 0; i < kDepth; ++i) {
-      const int32_t chunk = first + i * kThreads;
-      if (chunk >= count) break;
-      uint64_t* place = sums + chunk * Words::kCount;
-      while (!found[i].is_there()) found[i] = Words::look(place);
-      Words::clear(place);
+      if (first + i * kThreads >= count) break;
+      Words::clear(place + i * kThreads * Words::kCount);
       Sum sum;
       std::memcpy(&sum, &found[i], sizeof(sum));
       total = add(total, sum);
