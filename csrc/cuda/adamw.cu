@@ -9,6 +9,7 @@ namespace {
 struct Adamw {
   using Rule = AdamwRule;
   static constexpr int kStates = 2;  // exp_avg, exp_avg_sq
+  static constexpr int kBlocks = 3;
 
   struct Numbers {
     double kept;

@@ -214,19 +214,21 @@ __device__ Vec<T, N> load(const T* from, bool aligned) {
   return values;
 }
 
-// To an aligned address where N elements are whole words: for_each_batch sees to that.
 template <typename T, int N>
-__device__ void store(T* to, const Vec<T, N>& values) {
+__device__ void store(T* to, const Vec<T, N>& values, bool aligned = true) {
   if constexpr (sizeof(values) % kWord == 0) {
-    uint4 words[sizeof(values) / kWord];
-    std::memcpy(words, &values, sizeof(values));
+    if (aligned) {
+      uint4 words[sizeof(values) / kWord];
+      std::memcpy(words, &values, sizeof(values));
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(values) / kWord); ++i)
-      store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = values[i];
+      for (int i = 0; i < static_cast<int>(sizeof(values) / kWord); ++i) {
+        store_word(reinterpret_cast<uint4*>(to) + i, words[i]);
+      }
+      return;
+    }
   }
+#pragma unroll
+  for (int i = 0; i < N; ++i) to[i] = values[i];
 }
 
 // A compile-time number as an argument.
@@ -239,18 +241,17 @@ struct Width {
 constexpr int kBatchBytes = 64;
 
 // Deals the elements [0, size) of a chunk to the threads of a block: whole words of `anchor` in batches of some vectors
-// of N elements, the rest one by one; all one by one if not in_words. use(values, places) gets what load(place, Width)
+// of N elements, the rest one by one. use(values, places) gets what load(place, Width)
 // gave for each place, all loads of a batch in flight before the first use; a place of -1 is beyond the end, and its
 // values are zeros.
 // The anchor is what is written, so that stores are whole words: a store in parts costs a pass of the second-level
 // cache for each, a load in parts only some of the first.
 template <int N, typename Anchor, typename Load, typename Use>
-__device__ void for_each_batch(const Anchor* anchor, int32_t size, const Load& load, const Use& use,
-                               bool in_words = true) {
+__device__ void for_each_batch(const Anchor* anchor, int32_t size, const Load& load, const Use& use) {
   using Values = decltype(load(0, Width<N>()));
   constexpr int kDepth = sizeof(Values) < kBatchBytes ? kBatchBytes / sizeof(Values) : 1;
   const int32_t head = head_of(anchor) < size ? head_of(anchor) : size;
-  const int32_t vectors = in_words ? (size - head) / N : 0;
+  const int32_t vectors = (size - head) / N;
   const auto thread = static_cast<int32_t>(threadIdx.x);
   for (int32_t first = thread; first < vectors; first += kThreads * kDepth) {
     Values values[kDepth];

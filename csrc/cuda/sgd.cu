@@ -9,6 +9,7 @@ namespace {
 struct Sgd {
   using Rule = SgdRule;
   static constexpr int kStates = 1;  // the momentum buffer
+  static constexpr int kBlocks = 4;
 
   struct Numbers {
     double lr;

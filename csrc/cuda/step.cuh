@@ -11,11 +11,11 @@ namespace grawa::cuda {
 // Blocks of a multiprocessor at once. Three have 48 KB of loads in flight, which hide the latency of an H200's memory;
 // float64, and sm_100 and newer whatever the dtype, would spill registers with three.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <bool kIsDouble>
+template <typename Update, bool kIsDouble>
 constexpr int kStepBlocks = 2;
 #else
-template <bool kIsDouble>
-constexpr int kStepBlocks = kIsDouble ? 2 : 3;
+template <typename Update, bool kIsDouble>
+constexpr int kStepBlocks = kIsDouble ? 2 : Update::kBlocks;
 #endif
 
 template <typename Wide, typename Rule>
@@ -34,7 +34,7 @@ __device__ StepWork<Wide> work_of(const StepArguments<Rule>& arguments, const St
 }
 
 template <typename Update, bool kIsDouble>
-__global__ void __launch_bounds__(kThreads, kStepBlocks<kIsDouble>)
+__global__ void __launch_bounds__(kThreads, kStepBlocks<Update, kIsDouble>)
     step_kernel(const __grid_constant__ StepArguments<typename Update::Rule> arguments) {
   const Chunk chunk = find_chunk(arguments.view);
   const StepOperands& operands = static_cast<const StepOperands*>(arguments.view.operands)[chunk.layer];

@@ -73,6 +73,28 @@ def test_norms_are_bitwise_those_of_layer_norms(device: str, dtype: torch.dtype,
 
 @on_devices
 @with_dtypes
+@pytest.mark.parametrize("center_dtype", DTYPES, ids=name)
+def test_norms_are_those_of_layer_norms_wherever_operands_lie(
+    device: str, dtype: torch.dtype, center_dtype: torch.dtype
+) -> None:
+    """Whether the parameter lies to whole words as its gradient does, and the center too, or is of another dtype."""
+    sizes = (5, 1000, 4099, 33001)
+    flat = values(sum(sizes) + len(sizes), dtype, device, seed=1)
+    params = [part[1:] for part in flat.split([size + 1 for size in sizes])]
+    grads = [values(size, dtype, device) for size in sizes]
+    wanted = [param.clone() for param in params]
+    center = values(sum(sizes), center_dtype, device, seed=2)
+    norms = torch.empty(len(sizes), dtype=torch.float64, device=device)
+    pull, setting = torch.full_like(norms, PULL), (torch.tensor(0.125), 0.0, 0.0, 0.0, False, False)
+    ops.sgd_step_(params, grads, [], *setting, center=center, pull=pull, norms=norms)
+    wide = torch.empty(0, dtype=torch.float64, device=device)  # so that the norms are not rounded to float
+    assert torch.equal(norms, ops.layer_norms([*grads, wide])[:-1])
+    ops.sgd_step_(wanted, grads, [], *setting, center=center, pull=pull)
+    assert all(torch.equal(param, want) for param, want in zip(params, wanted, strict=True))
+
+
+@on_devices
+@with_dtypes
 @with_functions
 def test_unscales_gradients_in_place_as_grad_scaler_does(device: str, dtype: torch.dtype, function: Any) -> None:
     grads = gradients(layouts(dtype, device), 0)
