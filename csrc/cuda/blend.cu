@@ -62,7 +62,9 @@ __device__ auto blend_chunk(X* x, const Center* center, int32_t size, Arithmetic
 
 // Blocks of a multiprocessor at once: as many as have room without spilled registers.
 template <bool kHasDistances, bool kIsDouble>
-constexpr int kBlendBlocks = kHasDistances ? 3 : 4;
+constexpr int kBlendBlocks = !kHasDistances   ? 4
+                             : kHasFastDouble ? 3
+                                              : 2;
 
 // kIsDouble: the arithmetic is.
 template <typename Center, bool kHasDistances, bool kIsDouble>
@@ -92,8 +94,8 @@ void launch(const Table& table, const View& view, const Center* center, const Sc
             const OptionalTensor& distances) {
   const auto stream = c10::cuda::getCurrentCUDAStream();
   if (distances.has_value()) {
-    blend_kernel<Center, true, kIsDouble>
-        <<<table.chunks(), kThreads, 0, stream>>>(view, pulls, center, write_scalars(*distances));
+    const Scalars norms = write_scalars(*distances);
+    blend_kernel<Center, true, kIsDouble><<<table.chunks(), kThreads, 0, stream>>>(view, pulls, center, norms);
   } else {
     blend_kernel<Center, false, kIsDouble><<<table.chunks(), kThreads, 0, stream>>>(view, pulls, center, Scalars{});
   }

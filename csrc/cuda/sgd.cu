@@ -38,7 +38,7 @@ struct Sgd {
 
   // g <- grad + weight_decay x, b <- momentum b + (1 - dampening) g, x - lr b; Nesterov: x - lr (g + momentum b). What
   // is off is left out: its product with an infinite operand would not be 0.
-  template <typename T>
+  template <typename X, typename T>
   __device__ static T updated(T x, T grad, T (&states)[kStates], const Factors<T>& factors) {
     T direction = factors.sign * grad;
     if (factors.weight_decay != 0) direction += factors.weight_decay * x;

@@ -8,14 +8,16 @@
 // The kernel of a local step. Beside the chunk itself: what of it is to be done, the norm, and the count of steps.
 namespace grawa::cuda {
 
-// Blocks of a multiprocessor at once. Three have 48 KB of loads in flight, which hide the latency of an H200's memory;
-// float64, and sm_100 and newer whatever the dtype, would spill registers with three.
+// Blocks of a multiprocessor at once. Three have 48 KB of loads in flight, which hide the latency of an H200's memory.
+// float64, and sm_100 and newer whatever the dtype, would spill registers with three; sums of pairs would with four.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <typename Update, bool kIsDouble>
 constexpr int kStepBlocks = 2;
 #else
 template <typename Update, bool kIsDouble>
-constexpr int kStepBlocks = kIsDouble ? 2 : Update::kBlocks;
+constexpr int kStepBlocks = kIsDouble        ? 2
+                            : kHasFastDouble ? Update::kBlocks
+                                             : 3;
 #endif
 
 template <typename Wide, typename Rule>

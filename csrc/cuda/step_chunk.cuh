@@ -124,34 +124,24 @@ __device__ Vec<X, N> unscaled(const Vec<X, N>& grad, const StepWork<Arithmetic<X
   return result;
 }
 
-template <typename Update, typename X, int N>
-__device__ StepResult<X, N, Update::kStates> stepped(const StepChunk<X, Update::kStates>& elements, int32_t place,
-                                                     const StepBatch<X, N, Update::kStates>& batch,
-                                                     const Vec<X, N>& grad, const StepWork<Arithmetic<X>>& work,
+template <typename Update, typename X, int N, typename CenterAt>
+__device__ StepResult<X, N, Update::kStates> stepped(const StepBatch<X, N, Update::kStates>& batch,
+                                                     const Vec<X, N>& grad, const CenterAt& center_at,
+                                                     const StepWork<Arithmetic<X>>& work,
                                                      const typename Update::template Factors<Arithmetic<X>>& factors) {
   using Wide = Arithmetic<X>;
   StepResult<X, N, Update::kStates> result;
   result.grad = grad;
-  Wide x[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    x[i] = cast_to<Wide>(batch.x[i]);
+    Wide x = cast_to<Wide>(batch.x[i]);
     Wide states[Update::kStates];
 #pragma unroll
     for (int k = 0; k < Update::kStates; ++k) states[k] = cast_to<Wide>(batch.states[k][i]);
-    if (work.is_update) x[i] = Update::updated(x[i], cast_to<Wide>(grad[i]), states, factors);
+    if (work.is_update) x = Update::template updated<X>(x, cast_to<Wide>(grad[i]), states, factors);
 #pragma unroll
     for (int k = 0; k < Update::kStates; ++k) result.states[k].set(i, cast_to<X>(states[k]));
-  }
-  if (work.pull == 0) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) result.x.set(i, cast_to<X>(x[i]));
-  } else if (elements.has_center) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) result.x.set(i, pulled<X>(x[i], batch.center[i], work.pull));
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) result.x.set(i, pulled<X>(x[i], elements.center_at(place + i), work.pull));
+    result.x.set(i, work.pull == 0 ? cast_to<X>(x) : pulled<X>(x, center_at(i), work.pull));
   }
   return result;
 }
@@ -170,7 +160,13 @@ __device__ auto step_chunk(const Chunk& chunk, const StepOperands& operands, con
       const Vec<X, kEach> grad = unscaled(batch[i].grad, work);
       if (work.has_norm) sum.template add<kEach>([&](int k) { return cast_to<Wide>(grad[k]); });
       if (places[i] < 0) continue;
-      elements.write(places[i], stepped<Update>(elements, places[i], batch[i], grad, work, factors), work);
+      const auto own_center = [&](int k) { return batch[i].center[k]; };
+      const auto other_center = [&](int k) { return elements.center_at(places[i] + k); };
+      if (elements.center_dtype == elements.kType) {
+        elements.write(places[i], stepped<Update>(batch[i], grad, own_center, work, factors), work);
+      } else {
+        elements.write(places[i], stepped<Update>(batch[i], grad, other_center, work, factors), work);
+      }
     }
   };
   for_each_batch<kWidth<X>>(elements.grad, chunk.size, get, use);
