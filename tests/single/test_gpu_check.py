@@ -107,6 +107,8 @@ def test_tests_of_kernels_are_those_that_run_on_devices() -> None:
 def test_an_extension_of_other_sources_is_not_taken(tmp_path: Path) -> None:
     wheels, root = tmp_path / "wheels", tmp_path / "root"
     (root / "grawa_hvd").mkdir(parents=True)
+    for name in ("pyproject.toml", "setup.py"):
+        (root / name).write_text("")
     (wheels / gpu_carried.EXTENSION).mkdir(parents=True)
     library = f"_C{gpu_carried.suffix()}"
     assert "none for this Python was carried" in gpu_carried.put_extension(wheels, root)

@@ -110,5 +110,5 @@ def test_a_checkpoint_of_another_version_is_refused() -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = grawa_hvd.DistributedGrawaOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
     state = {**optimizer.state_dict(), "grawa": {"version": 3}}
-    with pytest.raises(ValueError, match="the checkpoint's grawa version must be one of .*, but is 3"):
+    with pytest.raises(ValueError, match=r"grawa version must be one of \(1, 2\), but is 3"):
         optimizer.load_state_dict(state)
