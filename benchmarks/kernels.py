@@ -46,8 +46,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 WARM_UP = 2
 FEWEST_ROUNDS = 9
 MOST_ROUNDS = 20_000
-# In a row on CUDA: calls, and how often.
+# In a row on CUDA: calls, fewer where they take more than so many microseconds together, and how often.
 QUEUED = 20
+FEWEST_QUEUED = 4
+QUEUED_MICROSECONDS = 20_000
 QUEUED_ROUNDS = 7
 CYCLES_A_MICROSECOND = 2000
 
@@ -163,17 +165,18 @@ def measure_queued(sets: list[list[Row]], calls: Sequence[float]) -> Queued:
     result = Queued([[] for _ in calls], [[] for _ in calls])
     for _ in range(QUEUED_ROUNDS):
         for index, microseconds in enumerate(calls):
+            count = max(FEWEST_QUEUED, min(QUEUED, int(QUEUED_MICROSECONDS / microseconds)))
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
-            torch.cuda._sleep(int(CYCLES_A_MICROSECOND * (QUEUED + 5) * microseconds))
+            torch.cuda._sleep(int(CYCLES_A_MICROSECOND * (count + 5) * microseconds))
             begin.record()
             start = time.perf_counter_ns()
-            for number in range(QUEUED):
+            for number in range(count):
                 sets[number % len(sets)][index].call()
-            result.host[index].append((time.perf_counter_ns() - start) / 1e3 / QUEUED)
+            result.host[index].append((time.perf_counter_ns() - start) / 1e3 / count)
             end.record()
             end.synchronize()
-            result.device[index].append(float(begin.elapsed_time(end)) * 1e3 / QUEUED)
+            result.device[index].append(float(begin.elapsed_time(end)) * 1e3 / count)
     return result
 
 

@@ -55,14 +55,14 @@ def without_host(tests: Path) -> dict[str, int]:
     return {name: int(re.search(rf'\b{name}="(\d+)"', text)[1]) for name in ("tests", "failures", "errors", "skipped")}  # type: ignore[index]
 
 
-def pack_rest(plan: Plan, call: int) -> None:
+def pack_rest(plan: Plan, call: str) -> None:
     """The results that are not looked at first, in one file."""
     with tarfile.open(plan.result(f"rest_{call}.tar"), "w") as archive:
         for path in sorted(plan.rest.iterdir()):
             archive.add(path, path.name)
 
 
-def write_summary(plan: Plan, call: int, found: dict[str, Any], outcomes: list[Outcome], tests: dict[str, int]) -> None:
+def write_summary(plan: Plan, call: str, found: dict[str, Any], outcomes: list[Outcome], tests: dict[str, int]) -> None:
     summary = {"is_gpu_result": not plan.is_dry, **found, "stages": [asdict(outcome) for outcome in outcomes]}
     Path(plan.result(f"summary_{call}.json")).write_text(json.dumps({**summary, "tests": tests}, indent=1) + "\n")
 
@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="OUT", help="folder of the results")
-    add("--call", type=int, choices=gpu_plan.CALLS, default=1, help="which half (default: %(default)s)")
+    add("--call", type=int, nargs="+", choices=gpu_plan.CALLS, default=[1], help="which half, or both (default: 1)")
     add("--wheels", type=Path, default=ROOT / "wheels", metavar="FOLDER", help="of `make wheels` (default: wheels)")
     add("--site", type=Path, default=ROOT / "build" / "gpu-check", metavar="FOLDER", help="where they are unpacked")
     add("--minutes", type=float, help="for everything (default: 9; a dry run, for which no machine is lent: 30)")
@@ -119,16 +119,17 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments, begin = parse(), time.monotonic()
     plan, found = plan_of(arguments)
-    names = arguments.stages or list(gpu_plan.CALLS[arguments.call])
-    log = Path(plan.result(f"log_{arguments.call}.txt"))
+    names = arguments.stages or list(dict.fromkeys(name for call in arguments.call for name in gpu_plan.CALLS[call]))
+    call = "_".join(map(str, arguments.call))
+    log = Path(plan.result(f"log_{call}.txt"))
     minutes = arguments.minutes or (30 if arguments.dry_run else 9)
     runner = Runner(log, 60 * minutes - (time.monotonic() - begin))
     outcomes = [Outcome("unpack", "passed", time.monotonic() - begin, "", False)]
     for stage in gpu_plan.stages(plan, names):
         outcomes.append(runner.run(stage))
         tests = without_host(Path(plan.result("tests.xml")))
-        write_summary(plan, arguments.call, found, outcomes, tests)
-        pack_rest(plan, arguments.call)
+        write_summary(plan, call, found, outcomes, tests)
+        pack_rest(plan, call)
     print(f"\n{short_text(plan, found, outcomes, tests)}\nResults: {arguments.out}")
     sys.exit(any(outcome.is_failure for outcome in outcomes))
 

@@ -117,7 +117,7 @@ def half_kernels(plan: Plan) -> Stage:
 
 
 def _kernels(plan: Plan, dtype: str, models: list[str], seconds: float) -> Stage:
-    size = ["tiny500", "--threads", "1", "--seconds", "0.01"] if plan.is_dry else [*models, "--seconds", "0.3"]
+    size = ["tiny500", "--threads", "1", "--seconds", "0.01"] if plan.is_dry else [*models, "--seconds", "0.2"]
     stem = "kernels" if dtype == "float32" else f"kernels_{dtype}"
     command = _python("-m", "benchmarks.kernels", "--device", plan.device, "--dtype", dtype, "--models", *size)
     command += ["--json", plan.result(f"{stem}.json"), "--plot", plan.other_result(f"{stem}.png")]
