@@ -117,6 +117,7 @@ class Averaging:
 
     def __init_subclass__(cls) -> None:
         """Take back an inherited `factors`: what derives from the class that wrote it may weigh otherwise."""
+        super().__init_subclass__()
         if "factors" not in vars(cls):
             cls.factors = Averaging.factors  # type: ignore[method-assign]
 
