@@ -61,14 +61,19 @@ __device__ auto blend_chunk(X* x, const Center* center, int32_t size, Arithmetic
 }
 
 // Blocks of a multiprocessor at once: as many as have room without spilled registers.
-template <bool kHasDistances, bool kIsDouble>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+template <bool kHasDistances>
+constexpr int kBlendBlocks = kHasDistances ? 2 : 4;
+#else
+template <bool kHasDistances>
 constexpr int kBlendBlocks = !kHasDistances   ? 4
                              : kHasFastDouble ? 3
                                               : 2;
+#endif
 
 // kIsDouble: the arithmetic is.
 template <typename Center, bool kHasDistances, bool kIsDouble>
-__global__ void __launch_bounds__(kThreads, kBlendBlocks<kHasDistances, kIsDouble>)
+__global__ void __launch_bounds__(kThreads, kBlendBlocks<kHasDistances>)
     blend_kernel(View view, Scalars pulls, const Center* center, Scalars distances) {
   const Chunk chunk = find_chunk(view);
   const double pull = pulls.read(chunk.layer);

@@ -77,7 +77,7 @@ struct SumWords {
 template <typename Sum>
 __device__ Sum take_sums(uint64_t* sums, int32_t count) {
   using Words = SumWords<Sum>;
-  constexpr int kDepth = 8 / Words::kCount;  // in flight at once
+  constexpr int kDepth = 12 / Words::kCount;  // in flight at once
   Sum total = {};
   for (auto first = static_cast<int32_t>(threadIdx.x); first < count; first += kThreads * kDepth) {
     uint64_t* place = sums + first * Words::kCount;

@@ -29,12 +29,16 @@ __device__ auto squares(const Chunk& chunk) {
   return sum.total();
 }
 
-// Blocks of a multiprocessor at once, each with 16 KB of loads in flight: with no bound the compiler
-// would make room for more, and have each thread wait for one load before the last is under way.
+// Blocks of a multiprocessor at once, each with 16 KB of loads in flight. Six where registers are for as many, as
+// without a bound the compiler makes room for eight, and has each thread wait for one load before the last is under
+// way.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
 template <bool kIsDouble>
-constexpr int kNormBlocks = !kHasFastDouble ? 4
-                            : kIsDouble     ? 5
-                                            : 6;
+constexpr int kNormBlocks = kIsDouble ? 4 : 6;
+#else
+template <bool kIsDouble>
+constexpr int kNormBlocks = 4;
+#endif
 
 template <bool kIsDouble>
 __global__ void __launch_bounds__(kThreads, kNormBlocks<kIsDouble>) layer_norms_kernel(View view, Scalars norms) {

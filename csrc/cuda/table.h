@@ -20,19 +20,21 @@ constexpr int32_t kMissing = -1;
 // In place of a word of a sum that no block has left yet: the bits of a NaN.
 constexpr uint64_t kNoSum = ~uint64_t{0};
 
-// One layer as the kernels see it.
-struct Layer {
+// One layer as the kernels see it, who read it in whole words of 16 bytes.
+struct alignas(16) Layer {
   void* data = nullptr;
   int64_t numel = 0;
   int64_t offset = 0;      // of its first element in a flat buffer of all layers
   int64_t chunk_size = 0;  // in elements
+  int32_t first_chunk = 0;
+  int32_t chunk_count = 0;
   int32_t dtype = kMissing;
   uint32_t chunks_done = 0;  // counts up to the layer's chunks and wraps around: 0 between launches
 };
 
 // What a kernel is given, all of it in device memory.
 struct View {
-  const int64_t* first_chunk;  // of each layer, and the number of all chunks
+  const int64_t* first_chunk;  // of each layer
   Layer* layers;
   const void* operands;  // what a kernel needs of each layer beside its data
   uint64_t* sums;        // one per chunk, a Partial or a double: kNoSum between launches
@@ -93,7 +95,8 @@ class Table {
   const Layer* mirror() const;
   void put(int64_t layer, void* data, int32_t dtype, int64_t numel);
   void put_operands(int64_t layer, const void* operands, int64_t size);
-  int64_t operands_begin() const;  // word
+  int64_t layers_begin() const;  // word
+  int64_t operands_begin() const;
   View view_of(void* memory) const;
   c10::DataPtr allocate() const;
 
