@@ -128,9 +128,9 @@ int64_t Table::find_overlap(const Span& buffer, int64_t buffer_numel) const {
   return -1;
 }
 
-// A sum may be a double or a Partial: there is room for either.
+// A sum may be a double or a Partial: there is room for either. A layer of one chunk needs none.
 c10::DataPtr Table::allocate() const {
-  const size_t sums = with_sums_ ? chunk_count_ * sizeof(Partial) : 0;
+  const size_t sums = with_sums_ && chunk_count_ > layer_count_ ? chunk_count_ * sizeof(Partial) : 0;
   const size_t words = words_.size() * sizeof(uint64_t);
   c10::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(words + sums);
   static_assert(kNoSum == ~uint64_t{0});
