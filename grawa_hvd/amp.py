@@ -39,6 +39,5 @@ def unscale_(optimizer: Any, scale: Tensor | None) -> None:
         values = gradient._values() if gradient.is_sparse else gradient
         alike[values.device, values.dtype].append(values)
     for (device, _), gradients in alike.items():
-        # The call also looks for Inf and NaN, as GradScaler has done already.
-        not_asked = torch.zeros((), device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(gradients, not_asked, inverse.to(device, non_blocking=True))
+        # GradScaler's own call has no bfloat16 on CUDA; and it would look for Inf and NaN once more.
+        torch._foreach_mul_(gradients, inverse.to(device, non_blocking=True))

@@ -120,7 +120,7 @@ class NormEstimate:
             if layers is None:
                 values.zero_()
             else:
-                values[layers] = 0.0
+                values.index_fill_(0, layers, 0.0)  # an assignment of a number waits for the device
 
 
 def _check_decay(decay: float) -> None:

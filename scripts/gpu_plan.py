@@ -141,9 +141,9 @@ def two_ranks(plan: Plan) -> Stage:
     command = [*_launch(2), str(ROOT / "examples" / "digits.py"), "--device", plan.device]
     command += ["--epochs", "2", "--period", "8"] if plan.is_dry else []
     # Relative, since the example keeps its command line.
-    command += ["--json", _named_from(plan, plan.result("train_two_ranks.json"))]
-    command += ["--plot", _named_from(plan, plan.other_result("train_two_ranks.png"))]
-    return Stage("two-ranks", command, plan.out, 90, _one_thread(plan.gloo), plan.no_horovod or plan.no_gloo)
+    command += ["--json", Path(plan.other_result("train_two_ranks.json")).name]
+    command += ["--plot", Path(plan.other_result("train_two_ranks.png")).name]
+    return Stage("two-ranks", command, plan.rest, 90, _one_thread(plan.gloo), plan.no_horovod or plan.no_gloo)
 
 
 def local_steps(plan: Plan) -> Stage:
@@ -235,10 +235,6 @@ def _launch(ranks: int) -> list[str]:
 
 def _one_thread(variables: dict[str, str]) -> dict[str, str]:
     return {**variables, "OMP_NUM_THREADS": "1"}
-
-
-def _named_from(plan: Plan, path: str) -> str:
-    return os.path.relpath(path, plan.out)
 
 
 def _cores() -> int:
