@@ -11,9 +11,10 @@ NP ?= 2 4
 # limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
 HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
+CALL ?= 1
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
-  wheels gpu-check clean
+  dist-check wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +81,7 @@ lint: ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/ruff format --check . || failed=1; \
 	timeout 300 $(BIN)/mypy --strict -p grawa_hvd || failed=1; \
+	timeout 300 $(BIN)/mypy --strict tests/types/train.py || failed=1; \
 	$(BIN)/clang-format --dry-run -Werror $(CSRC) || failed=1; \
 	exit $$failed
 
@@ -96,11 +98,15 @@ cuda-check: ## compile the CUDA kernels without a GPU, list registers and spills
 cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first time, 3 GB of download), and run their tests
 	@timeout 3600 $(PYTHON) scripts/cuda_load.py $(ARGS)
 
+dist-check: ## build a wheel from an sdist alone, and use it
+	@$(SETUP)
+	timeout 900 $(BIN)/python scripts/dist_check.py
+
 wheels: ## build what an offline GPU machine lacks, into wheels/: make wheels PYTHON=3.12 TORCH=2.11.0
 	@timeout 5400 python3 scripts/make_wheels.py --python $(PYTHON) $(if $(TORCH),--torch $(TORCH)) $(ARGS)
 
-gpu-check: ## on a GPU machine, with wheels/ but no network: build, test, time, train, in 8 minutes; OUT=folder of results
-	@timeout 580 $(PYTHON) scripts/gpu_check.py --out $(or $(OUT),build/gpu-results) $(ARGS)
+gpu-check: ## on a GPU machine, with wheels/ but no network: CALL=1 tests and times kernels, CALL=2 builds and trains; OUT=folder
+	@timeout 590 $(PYTHON) scripts/gpu_check.py --call $(CALL) --out $(or $(OUT),build/gpu-results) $(ARGS)
 
 clean: ## remove the environments and all that was built
 	rm -rf .venv .venv-torch-* .venv-cuda .venv-wheels-* wheels build dist ./*.egg-info grawa_hvd/_C*.so

@@ -31,10 +31,18 @@ CXX_FLAGS = ["-O3", "-std=c++17" if torch.__version__ < "2.12" else "-std=c++20"
 CXX_FLAGS += ["-fopenmp"]
 # Else std::sqrt sets errno, and no loop with it is vectorised.
 CXX_FLAGS += ["-fno-math-errno"]
+# Python's own flags ask for debug information: 27 MB beside .7 MB of code, most of it of torch's headers.
+CXX_FLAGS += ["-g0"]
+LINK_FLAGS = ["-Wl,--strip-debug"]
 
 
 def sources(folder: str, suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(f"*{suffix}"))
+
+
+def all_files() -> list[str]:
+    """All that some build needs. An sdist has the sources of the build that made it, and what they are said to need."""
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file())
 
 
 def with_cuda() -> bool:
@@ -53,9 +61,9 @@ def known_architectures() -> str:
 
 def extension() -> CppExtension:
     cpp = sources("", ".cpp") + sources("cpu", ".cpp")
-    include = [str(ROOT / "csrc")]
+    common = {"include_dirs": [str(ROOT / "csrc")], "depends": all_files(), "extra_link_args": LINK_FLAGS}
     if not with_cuda():
-        return CppExtension("grawa_hvd._C", [*cpp, ABSENT], include_dirs=include, extra_compile_args={"cxx": CXX_FLAGS})
+        return CppExtension("grawa_hvd._C", [*cpp, ABSENT], extra_compile_args={"cxx": CXX_FLAGS}, **common)
     if not torch.cuda.is_available():  # else torch compiles for the GPUs it sees, which takes a fraction of the time
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known_architectures())
     # The warning is about a header of torch; it stands on its own in no file of ours.
@@ -64,7 +72,7 @@ def extension() -> CppExtension:
         "nvcc": ["-O3", "--expt-relaxed-constexpr", "-lineinfo", "-Xcompiler=-Wno-interference-size"],
     }
     cuda = [name for name in sources("cuda", ".cpp") if name != ABSENT] + sources("cuda", ".cu")
-    return CUDAExtension("grawa_hvd._C", cpp + cuda, include_dirs=include, extra_compile_args=flags)
+    return CUDAExtension("grawa_hvd._C", cpp + cuda, extra_compile_args=flags, **common)
 
 
 setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})

@@ -9,10 +9,14 @@ GB/s are always these bytes over the time, so a way that moves more of them (a t
 first) shows fewer. "Share" is GB/s over the limit's, measured beside it.
 
 In a cell (a model, an operation, a number of threads) every way is first checked against float64 arithmetic, then all
-ways are called in turn, one call each, round after round: what disturbs the machine disturbs all. On CUDA the stream
-is empty before each call and the time is that between two events around it, so the host's part counts too. The peers
-get prepared lists of gradients, views and Python scalars; LayerTable looks up `.grad` itself and reads its weights
-from a device tensor.
+ways are called in turn, one call each, round after round: what disturbs the machine disturbs all. The peers get
+prepared lists of gradients, views and Python scalars; LayerTable looks up `.grad` itself and reads its weights from a
+device tensor.
+
+On CUDA there are three times. "Call": the stream is empty before it, and the time is that between two events around
+it, so what the host does first counts too. "Device": the time of one of many calls in a row that were queued while the
+device slept, so that it never waits for the host. "Host": what it takes to queue one of them. Shares and GB/s on CUDA
+are of the device's time.
 
 Models under 1/8 of the last-level cache stay in it, as gradients fresh from the backward pass do: before each timed
 call the same call is made untimed, so that no way pays for what its neighbour evicted. Larger models rotate over sets
@@ -25,7 +29,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +46,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 WARM_UP = 2
 FEWEST_ROUNDS = 9
 MOST_ROUNDS = 20_000
+# In a row on CUDA: calls, fewer where they take more than so many microseconds together, and how often.
+QUEUED = 20
+FEWEST_QUEUED = 4
+QUEUED_MICROSECONDS = 20_000
+QUEUED_ROUNDS = 7
+CYCLES_A_MICROSECOND = 2000
 
 
 class WrongResultError(RuntimeError):
@@ -136,18 +147,54 @@ def measure(sets: list[list[Row]], device: torch.device, seconds: float, residen
     return times
 
 
-def figures(rows: list[Row], times: list[list[float]], errors: dict[str, float]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Queued:
+    """Microseconds of a call on CUDA among many in a row, [rows, rounds]: on the device, and for the host to queue."""
+
+    device: list[list[float]]
+    host: list[list[float]]
+
+
+def measure_queued(sets: list[list[Row]], calls: Sequence[float]) -> Queued:
+    """Times the calls of each row on CUDA without the host.
+
+    Args:
+        sets: the same rows over each set of buffers.
+        calls: microseconds of one call of each row, by itself: how long the device must sleep until all are queued.
+    """
+    result = Queued([[] for _ in calls], [[] for _ in calls])
+    for _ in range(QUEUED_ROUNDS):
+        for index, microseconds in enumerate(calls):
+            count = max(FEWEST_QUEUED, min(QUEUED, int(QUEUED_MICROSECONDS / microseconds)))
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            torch.cuda._sleep(int(CYCLES_A_MICROSECOND * (count + 5) * microseconds))
+            begin.record()
+            start = time.perf_counter_ns()
+            for number in range(count):
+                sets[number % len(sets)][index].call()
+            result.host[index].append((time.perf_counter_ns() - start) / 1e3 / count)
+            end.record()
+            end.synchronize()
+            result.device[index].append(float(begin.elapsed_time(end)) * 1e3 / count)
+    return result
+
+
+def figures(
+    rows: list[Row], times: list[list[float]], errors: dict[str, float], queued: Queued | None
+) -> list[dict[str, Any]]:
     """Medians, quartiles, bandwidth, speed-up over the best peer and share of the limit, of each row."""
     quartiles = [statistics.quantiles(samples, n=4) for samples in times]
-    rates = [row.bytes / middle / 1e3 for row, (_, middle, _) in zip(rows, quartiles, strict=True)]
+    decisive = quartiles if queued is None else [statistics.quantiles(samples, n=4) for samples in queued.device]
+    rates = [row.bytes / middle / 1e3 for row, (_, middle, _) in zip(rows, decisive, strict=True)]
     limit = next(rate for row, rate in zip(rows, rates, strict=True) if row.role == "limit")
     best = min(middle for row, (_, middle, _) in zip(rows, quartiles, strict=True) if row.role == "peer")
-    return [
+    found = [
         {
             "name": row.name,
             "role": row.role,
             "bytes": row.bytes,
-            "microseconds": dict(zip(("lower_quartile", "median", "upper_quartile"), quarter, strict=True)),
+            "microseconds": _named(quarter),
             "gigabytes_per_second": rate,
             "speedup_over_best_peer": best / quarter[1],
             "share_of_limit": rate / limit,
@@ -155,6 +202,16 @@ def figures(rows: list[Row], times: list[list[float]], errors: dict[str, float])
         }
         for row, quarter, rate in zip(rows, quartiles, rates, strict=True)
     ]
+    if queued is not None:
+        peer = min(middle for row, (_, middle, _) in zip(rows, decisive, strict=True) if row.role == "peer")
+        for row, quarter, host in zip(found, decisive, queued.host, strict=True):
+            row["device_microseconds"], row["host_microseconds"] = _named(quarter), statistics.median(host)
+            row["device_speedup_over_best_peer"] = peer / quarter[1]
+    return found
+
+
+def _named(quartiles: list[float]) -> dict[str, float]:
+    return dict(zip(("lower_quartile", "median", "upper_quartile"), quartiles, strict=True))
 
 
 def bench(model: str, name: str, options: argparse.Namespace, bar: tqdm) -> list[dict[str, Any]]:
@@ -170,9 +227,11 @@ def bench(model: str, name: str, options: argparse.Namespace, bar: tqdm) -> list
         errors = check(name, sets[0], dtype)
         with no_collection():
             times = measure(rows, device, options.seconds, resident=count == 0)
+            calls = [statistics.median(samples) for samples in times]
+            queued = measure_queued(rows, calls) if device.type == "cuda" else None
         head = {"model": model, "layers": len(shapes), "parameters": numel(shapes), "operation": name}
         cell = {**head, "threads": threads, "buffer_sets": len(sets), "resident": count == 0, "rounds": len(times[0])}
-        cells.append({**cell, "rows": figures(rows[0], times, errors)})
+        cells.append({**cell, "rows": figures(rows[0], times, errors, queued)})
         bar.update()
     return cells
 

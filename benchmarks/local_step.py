@@ -4,6 +4,9 @@
 
 Every way holds parameters, gradients and state of its own and takes the same steps; the order of ways is drawn anew for
 each pass, and ratios are taken within a pass. Before the first round ours must agree with torch's to rounding.
+
+On CUDA a step's time is from the call until the device is done, and beside it stands the host's part: until the call
+returns. `--alone` lets one rank go through its rounds by itself, since two that share a GPU would disturb each other.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from tqdm import tqdm
 
 import grawa_hvd
 from benchmarks import ranks
+from benchmarks.alone import average_alone
 from benchmarks.models import MODELS, numel
 
 PERIOD = 16
@@ -45,15 +49,22 @@ class Way:
     def __init__(self, name: str, parameters: list[Tensor], optimizer: Any) -> None:
         self.name, self.parameters, self.optimizer = name, parameters, optimizer
         self.microseconds: list[float] = []
+        self.host_microseconds: list[float] = []
+        self.is_on_cuda = parameters[0].is_cuda
 
-    def step(self) -> float:
-        """One step; its time in microseconds."""
+    def step(self) -> tuple[float, float]:
+        """One step; microseconds until it is done, and until the host is free again."""
+        if self.is_on_cuda:
+            torch.cuda.synchronize()
         begin = time.perf_counter_ns()
         self.optimizer.step()
-        return (time.perf_counter_ns() - begin) / 1e3
+        host = (time.perf_counter_ns() - begin) / 1e3
+        if self.is_on_cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter_ns() - begin) / 1e3, host
 
 
-def ways(model: str, kind: str) -> list[Way]:
+def ways(model: str, kind: str, device: str) -> list[Way]:
     """The bare optimizer first, then ours: alone, with proximity, and without the fused kernels."""
     make = OPTIMIZERS[kind]
     ours = {
@@ -63,7 +74,7 @@ def ways(model: str, kind: str) -> list[Way]:
     }
     result = []
     for name in (BARE, "torch, foreach", *ours):
-        parameters = _parameters(model)
+        parameters = _parameters(model, device)
         if name in ours:
             plain = make(parameters, **({"fused": True} if "fused" in ours[name] else {}))
             optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(plain, period=PERIOD, **ours[name])
@@ -73,11 +84,12 @@ def ways(model: str, kind: str) -> list[Way]:
     return result
 
 
-def _parameters(model: str) -> list[Tensor]:
+def _parameters(model: str, device: str) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in MODELS[model]()]
-    for parameter in parameters:
-        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    values = [torch.randn((2, *shape), generator=generator).to(device) for shape in MODELS[model]()]
+    parameters = [torch.nn.Parameter(value.clone()) for value, _ in values]
+    for parameter, (_, grad) in zip(parameters, values, strict=True):
+        parameter.grad = grad.clone()
     return parameters
 
 
@@ -88,9 +100,10 @@ def measure(all_ways: list[Way], seconds: float, bar: tqdm[Any]) -> float:
     while going:
         passes += 1
         for way in order.sample(all_ways, len(all_ways)):
-            elapsed = way.step()
+            elapsed, host = way.step()
             if passes > PERIOD and passes % PERIOD != 0:  # warm, with a centre, and no round due
                 way.microseconds.append(elapsed)
+                way.host_microseconds.append(host)
         if passes == PERIOD - 1:
             deviation = max(_deviation(way, all_ways[0]) for way in all_ways)
         if passes == PERIOD:
@@ -111,27 +124,40 @@ def _deviation(way: Way, bare: Way) -> float:
 def figures(all_ways: list[Way]) -> list[dict[str, Any]]:
     """Quartiles of each way's time, and of its ratio to the bare optimizer within a pass, over all ranks."""
     rows = []
-    bare = all_ways[0].microseconds
     for way in all_ways:
-        ratios = [own / base for own, base in zip(way.microseconds, bare, strict=True)]
-        mine = [statistics.quantiles(values, n=4) for values in (way.microseconds, ratios)]
+        mine = [
+            statistics.quantiles(values, n=4)
+            for values in (
+                way.microseconds,
+                _ratios(way.microseconds, all_ways[0].microseconds),
+                way.host_microseconds,
+                _ratios(way.host_microseconds, all_ways[0].host_microseconds),
+            )
+        ]
         every = torch.tensor(hvd.allgather_object(mine)).mean(dim=0).tolist()
         names = ("lower_quartile", "median", "upper_quartile")
-        times, over = (dict(zip(names, values, strict=True)) for values in every)
-        rows.append({"name": way.name, "microseconds": times, "over_bare": over})
+        times, over, host, host_over = (dict(zip(names, values, strict=True)) for values in every)
+        row = {"name": way.name, "microseconds": times, "over_bare": over}
+        rows.append({**row, "host_microseconds": host, "host_over_bare": host_over} if way.is_on_cuda else row)
     return rows
+
+
+def _ratios(own: list[float], bare: list[float]) -> list[float]:
+    return [a / b for a, b in zip(own, bare, strict=True)]
 
 
 def table(cells: list[dict[str, Any]]) -> str:
     """The cells as text."""
-    lines = [f"{'model':<12}{'optimizer':<10}{'way':<31}{'median µs':>11}{'× bare fused':>14}{'quartiles':>15}"]
+    host = f"{'host µs':>11}" if "host_microseconds" in cells[0]["rows"][0] else ""
+    lines = [f"{'model':<12}{'optimizer':<10}{'way':<31}{'median µs':>11}{'× bare fused':>14}{'quartiles':>15}{host}"]
     for cell in cells:
         for row in cell["rows"]:
             over = row["over_bare"]
             quartiles = f"{over['lower_quartile']:.2f}–{over['upper_quartile']:.2f}"
+            host = f"{row['host_microseconds']['median']:>11.1f}" if "host_microseconds" in row else ""
             lines.append(
                 f"{cell['model']:<12}{cell['optimizer']:<10}{row['name']:<31}{row['microseconds']['median']:>11.1f}"
-                f"{over['median']:>14.2f}{quartiles:>15}"
+                f"{over['median']:>14.2f}{quartiles:>15}{host}"
             )
     return "\n".join(lines)
 
@@ -179,6 +205,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", default=["resnet20", "tiny500", "wrn28_10"], choices=MODELS, metavar="MODEL",
         help=f"of {', '.join(MODELS)} (default: %(default)s)")  # fmt: skip
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where the parameters are (default: %(default)s)")
+    add("--alone", action="store_true", help="on one rank, which averages with itself")
     add("--seconds", type=float, default=10.0, help="for each model and optimizer (default: %(default)s)")
     add("--json", type=Path, help="write all figures there")
     add("--plot", type=Path, help="write the picture there")
@@ -191,14 +219,16 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     described = ranks.environment()
     hvd.init()
-    if hvd.size() < 2:
+    if options.alone:
+        average_alone()
+    elif hvd.size() < 2:
         raise SystemExit("local_step: on one rank the wrapper steps as torch does; start 2 or more with horovodrun")
     cells = []
     with tqdm(disable=hvd.rank() > 0, leave=False, unit="block") as bar:
         for model in options.models:
             for kind in OPTIMIZERS:
                 bar.set_description(f"{model}, {kind}")
-                all_ways = ways(model, kind)
+                all_ways = ways(model, kind, options.device)
                 deviation = measure(all_ways, options.seconds, bar)
                 if not deviation <= TOLERANCE:
                     raise SystemExit(f"local_step: {model}, {kind}: ours is {deviation:.1e} away from torch")
@@ -209,7 +239,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     print(table(cells))
     if options.json is not None:
-        head = {**described, "seconds": options.seconds, "ranks": hvd.size(), "period": PERIOD}
+        device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+        head = {**described, "device": device, "seconds": options.seconds, "ranks": hvd.size(), "period": PERIOD}
         results = {**head, "cells": cells}
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.plot is not None:

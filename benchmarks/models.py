@@ -84,13 +84,18 @@ def tiny500() -> list[Shape]:
     return [(1 + index % 100,) for index in range(500)]
 
 
+def dense10() -> list[Shape]:
+    """Ten square layers of 9.6 million elements together: 38 MB in float32, without a small one."""
+    return [(980, 980)] * 10
+
+
 def huge() -> list[Shape]:
     """One vector of 100 MB in float32: nothing but bandwidth."""
     return [(25_000_000,)]
 
 
 MODELS: dict[str, Callable[[], list[Shape]]] = {
-    model.__name__: model for model in (tiny500, resnet20, densenet121, vgg16, huge, resnet50, wrn28_10, gpt2)
+    model.__name__: model for model in (tiny500, resnet20, densenet121, dense10, vgg16, huge, resnet50, wrn28_10, gpt2)
 }
 """Shapes of every model by name, from the smallest to the largest."""
 

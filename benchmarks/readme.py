@@ -1,7 +1,7 @@
-"""The tables of README.md, from the committed results: `python -m benchmarks.readme` writes them between their marks.
+"""The tables of the documents, from the committed results: `python -m benchmarks.readme` writes them there.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the exit code says
-whether README.md tells what the results say.
+whether the documents tell what the results say.
 """
 
 from __future__ import annotations
@@ -80,6 +80,51 @@ def kernels() -> str:
     return markdown(list(KERNELS), rows)
 
 
+GPU_KERNELS = {name: where for name, where in KERNELS.items() if name != "norms, list"}
+DTYPES = {"float32": "gpu_kernels", "bfloat16": "gpu_kernels_bfloat16"}
+
+
+def gpu_cells() -> list[tuple[str, str, dict[str, dict[str, dict[str, Any]]]]]:
+    """The cells on the GPU: title, dtype, and the rows of each operation by name; from the smallest model on."""
+    found = []
+    for dtype, name in DTYPES.items():
+        cells = results(name)["cells"]
+        for model in sorted({cell["model"] for cell in cells}, key=lambda model: list(TITLES).index(model)):
+            mine = [cell for cell in cells if cell["model"] == model]
+            size = mine[0]["parameters"] * (4 if dtype == "float32" else 2) / 1e6
+            title = f"{TITLES[model]}, {mine[0]['layers']}, {size:.{1 if size < 3 else 0}f} MB"
+            found.append((title, dtype, {cell["operation"]: by_name(cell["rows"]) for cell in mine}))
+    return found
+
+
+def gpu_kernels() -> str:
+    """On the GPU: share of a copy's bandwidth, and how many times as fast as torch, on the device and as a call."""
+    rows = []
+    for title, dtype, cells in gpu_cells():
+        copy = cells["pack"]["plain copy"]["gigabytes_per_second"]
+        entries = []
+        for operation, way in GPU_KERNELS.values():
+            row = cells[operation][way]
+            gains = (row["device_speedup_over_best_peer"], row["speedup_over_best_peer"])
+            share = f"{100 * row['gigabytes_per_second'] / copy:.0f}%"
+            entries.append(f"{share}, {' / '.join(f'{gain:.{0 if gain >= 10 else 1}f}' for gain in gains)}")
+        rows.append([f"{title}, {dtype}", *entries])
+    return markdown(list(GPU_KERNELS), rows)
+
+
+def gpu_times() -> str:
+    """On the GPU: microseconds of the device, of the host, and of a call by itself."""
+    rows = []
+    for title, dtype, cells in gpu_cells():
+        entries = []
+        for operation, way in GPU_KERNELS.values():
+            row = cells[operation][way]
+            times = (row["device_microseconds"]["median"], row["host_microseconds"], row["microseconds"]["median"])
+            entries.append(" / ".join(f"{time:.{0 if time >= 100 else 1}f}" for time in times))
+        rows.append([f"{title}, {dtype}", *entries])
+    return markdown(list(GPU_KERNELS), rows)
+
+
 def steps() -> str:
     """A local step over that of the bare optimizer."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
@@ -119,15 +164,18 @@ def cluster() -> str:
     return markdown([*(RATES[rate] for rate in cells), "bytes, of Horovod's"], rows)
 
 
-TABLES = {"KERNELS": kernels, "STEP": steps, "ROUND": rounds, "CLUSTER": cluster}
+DOCUMENTS = {
+    "README.md": {"GPU_KERNELS": gpu_kernels, "STEP": steps, "ROUND": rounds, "CLUSTER": cluster},
+    "docs/kernels.md": {"GPU_TIMES": gpu_times, "KERNELS": kernels},
+}
 
 
-def filled(text: str) -> str:
-    """README.md with the tables that the results make."""
-    for name, table in TABLES.items():
+def filled(document: str, text: str) -> str:
+    """The text of a document with the tables that the results make."""
+    for name, table in DOCUMENTS[document].items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
-            raise ValueError(f"README.md has no table between <!-- {name} --> and <!-- end -->")
+            raise ValueError(f"{document} has no table between <!-- {name} --> and <!-- end -->")
         made = table()
         text = pattern.sub(lambda marks, made=made: f"{marks[1]}{made}{marks[2]}", text)  # type: ignore[misc]
     return text
@@ -135,14 +183,17 @@ def filled(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a document is out of date")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = filled(text)
-    if not options.check:
-        readme.write_text(new)
-    return int(options.check and new != text)
+    is_old = False
+    for document in DOCUMENTS:
+        path = ROOT / document
+        text = path.read_text()
+        new = filled(document, text)
+        is_old |= new != text
+        if not options.check:
+            path.write_text(new)
+    return int(options.check and is_old)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,11 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
 def table(cells: list[Cell]) -> str:
     """The cells of one model as text; the limit is marked with |."""
     first = cells[0]
+    on_device = f"{'device µs':>11}{'host µs':>9}{'× best peer':>13}" if "host_microseconds" in first["rows"][0] else ""
     lines = [
         f"\n{first['model']}: {first['layers']} layers, {first['parameters']:,} parameters",
-        f"{'operation':<10}{'threads':>7}  {'way':<24}{'median µs':>11}{'quartiles':>21}{'GB/s':>8}"
-        f"{'× best peer':>13}{'of limit':>10}",
+        f"{'operation':<11}{'threads':>7}  {'way':<24}{'median µs':>11}{'quartiles':>21}{'GB/s':>8}"
+        f"{'× best peer':>13}{'of limit':>10}{on_device}",
     ]
     for cell in cells:
         for row in cell["rows"]:
@@ -51,10 +52,18 @@ def table(cells: list[Cell]) -> str:
             quartiles = f"{times['lower_quartile']:.1f}–{times['upper_quartile']:.1f}"
             name = f"| {row['name']}" if row["role"] == "limit" else row["name"]
             lines.append(
-                f"{cell['operation']:<10}{cell['threads']:>7}  {name:<24}{times['median']:>11.1f}{quartiles:>21}"
+                f"{cell['operation']:<11}{cell['threads']:>7}  {name:<24}{times['median']:>11.1f}{quartiles:>21}"
                 f"{row['gigabytes_per_second']:>8.2f}{row['speedup_over_best_peer']:>13.2f}{row['share_of_limit']:>10.0%}"
+                f"{_on_device(row)}"
             )
     return "\n".join(lines)
+
+
+def _on_device(row: dict[str, Any]) -> str:
+    if "host_microseconds" not in row:
+        return ""
+    median, speedup = row["device_microseconds"]["median"], row["device_speedup_over_best_peer"]
+    return f"{median:>11.1f}{row['host_microseconds']:>9.1f}{speedup:>13.2f}"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
@@ -119,7 +128,7 @@ def _spread(rows: list[dict[str, Any]]) -> list[list[float]]:
     """Distances from the median rate down and up to the quartiles."""
     spread: list[list[float]] = [[], []]
     for row in rows:
-        rate, times = row["gigabytes_per_second"], row["microseconds"]
+        rate, times = row["gigabytes_per_second"], row.get("device_microseconds", row["microseconds"])
         spread[0].append(rate * (1 - times["median"] / times["upper_quartile"]))
         spread[1].append(rate * (times["median"] / times["lower_quartile"] - 1))
     return spread

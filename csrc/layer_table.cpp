@@ -38,8 +38,7 @@ LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector
   work_.partials.reserve(chunks_.chunks());
   work_.scalars.reserve(layers_.size());
   if (device_.is_cpu()) return;
-  const std::vector<int64_t> numels = numels_of(params);
-  tables_.reset(new DeviceTables{{numels, device_, true}, {numels, device_, true}});
+  tables_.reset(new DeviceTables{{params, device_, true}, {params, device_, true}});
 }
 
 at::ScalarType LayerTable::norm_dtype() const {

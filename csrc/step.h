@@ -81,7 +81,7 @@ std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>& numels);
 }
 namespace cuda {
 // None in a build without CUDA.
-std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>& numels, at::Device device);
+std::unique_ptr<Stepper> make_stepper(at::TensorList params, at::Device device);
 }  // namespace cuda
 
 // Adds 1 to every count of steps that is on the host and whose layer has a gradient, and sets the bias corrections.

@@ -146,6 +146,13 @@ void StepTable::check_tensors(double pull, const StepTensors& tensors) const {
   check_number(tensors.found_inf, "found_inf", device_);
 }
 
+std::unique_ptr<Stepper> StepTable::make_stepper() const {
+  if (device_.is_cpu()) return cpu::make_stepper(numels_);
+  std::vector<at::Tensor> tensors;
+  for (const Param& param : params_) tensors.push_back(param.tensor);
+  return cuda::make_stepper(tensors, device_);
+}
+
 bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters, double pull,
                      const StepTensors& tensors) {
   const auto locked = lock();
@@ -155,7 +162,7 @@ bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters,
     if (param.tensor.device() != device_) return false;
   }
   check_tensors(pull, tensors);
-  if (!stepper_) stepper_ = device_.is_cpu() ? cpu::make_stepper(numels_) : cuda::make_stepper(numels_, device_);
+  if (!stepper_) stepper_ = make_stepper();
   if (!stepper_) return false;
   state_.refresh(state);
   for (size_t i = 0; i < params_.size(); ++i) {

@@ -240,6 +240,8 @@ def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namesp
     for number, name in enumerate(names):
         # At the same epoch all seeds have sent the same bytes; before the first round, nothing.
         mine = np.array([[point for point in run.curve if point[0]] for run in runs if run.name == name])
+        if mine.size == 0:
+            continue
         sent, right = mine[0, :, 0] / 1e6, 100 * mine[:, :, 1]
         label = name if name == HOROVOD else f"{name}, period {options.period}"
         style = "-" if number < 2 else "--"  # policies lie close together
@@ -254,7 +256,8 @@ def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namesp
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
+    if axes.has_data():  # one worker sends nothing
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
     figure.savefig(path, dpi=150)
 
 
@@ -314,11 +317,11 @@ def main() -> None:
     runs = [train(name, data, seed, options) for seed in seeds for name in names]
     if hvd.rank() == 0:
         print(f"\n{table(runs, names)}\n")
-        plot(runs, names, options.plot, options)
-        print(f"Test accuracy over communicated bytes: {options.plot}")
         if options.json is not None:
             options.json.write_text(json.dumps(results(runs, options), indent=1, default=str) + "\n")
             print(f"All figures: {options.json}")
+        plot(runs, names, options.plot, options)
+        print(f"Test accuracy over communicated bytes: {options.plot}")
     hvd.barrier()
 
 

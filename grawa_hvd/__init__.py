@@ -1,11 +1,22 @@
 """Periodic model averaging by inverse gradient norms (GRAWA), as a drop-in for Horovod's DistributedOptimizer."""
 
-from grawa_hvd import averaging, ops, scores
-from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Uniform
+import importlib
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from grawa_hvd import averaging, tensorboard
+from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Averaging, Observed, Uniform
 from grawa_hvd.compression import Compression
 from grawa_hvd.errors import AllWorkersDivergedError, RanksOutOfStepError, ScoresError
-from grawa_hvd.optimizer import DistributedGrawaOptimizer
+from grawa_hvd.protocol import GrawaOptimizer, SupportsAveraging
 from grawa_hvd.report import RoundReport
+
+if TYPE_CHECKING:
+    from grawa_hvd.optimizer import DistributedGrawaOptimizer
+
+with suppress(ImportError):  # of kernels that were built for another torch: `python -m grawa_hvd` says so
+    from grawa_hvd import ops, scores
+    from grawa_hvd.scores import FreshScores, LocalScores
 
 __version__ = "0.1.0"
 
@@ -14,13 +25,37 @@ __all__ = [
     "LGRAWA",
     "MGRAWA",
     "AllWorkersDivergedError",
+    "Averaging",
     "Compression",
     "DistributedGrawaOptimizer",
+    "FreshScores",
+    "GrawaOptimizer",
+    "LocalScores",
+    "Observed",
     "RanksOutOfStepError",
     "RoundReport",
     "ScoresError",
+    "SupportsAveraging",
     "Uniform",
     "averaging",
     "ops",
     "scores",
+    "tensorboard",
 ]
+
+# Loaded when it is asked for: the optimizer needs Horovod, and `grawa_hvd.ops` does not. What needs the kernels raises
+# here where they cannot be loaded, and not before: `python -m grawa_hvd` has advice then.
+_MODULE_OF = {
+    "DistributedGrawaOptimizer": "optimizer",
+    "FreshScores": "scores",
+    "LocalScores": "scores",
+    "ops": "ops",
+    "scores": "scores",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_MODULE_OF[name]}")
+    return module if name == _MODULE_OF[name] else getattr(module, name)

@@ -7,9 +7,10 @@ import importlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
+
+import grawa_hvd
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def _horovod() -> tuple[str | None, Mapping[str, bool] | None]:
 def inspect() -> Installation:
     """Ask the environment of this Python."""
     horovod, transports = _horovod()
-    try:
-        own: str | None = metadata.version("grawa_hvd")
-    except metadata.PackageNotFoundError:
-        own = None
-    versions = {"grawa_hvd": own, "Python": platform.python_version(), "torch": torch.__version__, "horovod": horovod}
+    versions = {
+        "grawa_hvd": grawa_hvd.__version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "horovod": horovod,
+    }
     return Installation(versions, torch.version.cuda, torch.cuda.device_count(), _kernels(), transports)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
-from grawa_hvd.communicator import Communicator
+import torch
+
+from grawa_hvd.communicator import Communicator, MismatchedRowsError
 from grawa_hvd.layers import digest
 
 
@@ -35,8 +38,34 @@ class Terms:
         self.digest = digest(self.lines)
 
 
-def refuse_difference(terms: Terms, communicator: Communicator) -> NoReturn:
+def refuse(reason: str, terms: Terms, communicator: Communicator) -> NoReturn:
+    """Raise on all ranks, which come to exchange rows, what this rank alone may know; a collective.
+
+    A row of one number is like none of another rank's, so those too go on to tell what differs.
+
+    Args:
+        reason: what all ranks raise, if all have come for it.
+        terms: they say the reason, too.
+        communicator: the workers.
+
+    Raises:
+        ValueError: always, on every rank.
+    """
+    with suppress(MismatchedRowsError):
+        communicator.gather(torch.zeros(1, dtype=torch.float64), "rows")
+    refuse_difference(terms, communicator, reason)
+
+
+def refuse_difference(
+    terms: Terms,
+    communicator: Communicator,
+    otherwise: str = "the workers' models or settings differed for a moment: all ranks must change them together",
+) -> NoReturn:
     """Find the first line in which ranks differ and raise; a collective.
+
+    Args:
+        terms: of this rank; communicator: the workers.
+        otherwise: what to say where no line differs.
 
     Raises:
         ValueError: always, on every rank.
@@ -50,4 +79,4 @@ def refuse_difference(terms: Terms, communicator: Communicator) -> NoReturn:
         if len(ranks_of) > 1:
             found = "; ".join(f"{line!r} on {communicator.named(ranks)}" for line, ranks in ranks_of.items())
             raise ValueError(f"the workers' models or settings differ, first in: {found}")
-    raise ValueError("the workers' models or settings differed for a moment: all ranks must change them together")
+    raise ValueError(otherwise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -26,11 +27,17 @@ def overflowed(found_inf: Tensor | None) -> bool:
 
 @torch.no_grad()
 def unscale_(optimizer: Any, scale: Tensor | None) -> None:
-    """Divide the gradients by the scale, as `GradScaler.unscale_` does; None means that this has been done."""
+    """Divide the gradients by the scale, as `GradScaler.unscale_` does; None means that this has been done.
+
+    One call for all gradients of a device and dtype: torch's multi-tensor kernels want them alike.
+    """
     if scale is None:
         return
     inverse = scale.double().reciprocal().float()
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    for gradient in gradients:
+    alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for gradient in (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
         values = gradient._values() if gradient.is_sparse else gradient
-        values.mul_(inverse.to(values.device))
+        alike[values.device, values.dtype].append(values)
+    for (device, _), gradients in alike.items():
+        # GradScaler's own call has no bfloat16 on CUDA; and it would look for Inf and NaN once more.
+        torch._foreach_mul_(gradients, inverse.to(device, non_blocking=True))

@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Protocol
 
-import horovod.torch as hvd
 import torch
-from horovod.common.exceptions import HorovodInternalError
 from torch import Tensor
 
 from grawa_hvd.compression import Compression, Half
+
+try:
+    import horovod.torch as hvd
+    from horovod.common.exceptions import HorovodInternalError
+except ImportError as error:
+    raise ImportError(
+        f"grawa_hvd averages over Horovod, which cannot be imported ({error}): install it for this PyTorch with "
+        "scripts/install_horovod.py of grawa_hvd's source"
+    ) from error
 
 Average = hvd.Average
 ProcessSet = hvd.ProcessSet
@@ -67,7 +74,7 @@ class Communicator:
         exact: whether buffers travel as they are.
 
     Raises:
-        ValueError: if either is something else.
+        ValueError: if either is something else, or the compression is `Compression.bf16`, which Horovod cannot add.
     """
 
     def __init__(self, process_set: Any = global_process_set, compression: Any = Compression.none) -> None:
@@ -77,6 +84,12 @@ class Communicator:
         if not (hasattr(compression, "compress") and hasattr(compression, "decompress")):
             raise ValueError(
                 f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"
+            )
+        if compression is Compression.bf16:
+            raise ValueError(
+                "compression must be Compression.none, Compression.fp16 or a compressor of Horovod's kind, but is "
+                "Compression.bf16: Horovod cannot add bfloat16 numbers. Compression.fp16 takes as many bytes, and its "
+                "differences, scaled together, have the range of bfloat16"
             )
         self.halves = compression in (Half, hvd.Compression.fp16)
         self.exact = compression in (Compression.none, hvd.Compression.none)

@@ -1,11 +1,14 @@
 """One latency a round for small models: weighted parameters travel beside the rows, before the weights are known.
 
-Where a worker's weight is 1/s up to a factor common to all, the average needs no second exchange: with w[m] = 1/s[m],
-c = Σ_m w[m]·x[m] / Σ_m w[m]. Each worker sends w·x in one message with its row, and divides when the rows have told all
-w. So every meeting has a companion, whatever ranks come for; what they need not, they leave unused.
+Where a policy has written `factors`, a worker's weight is w[m] / Σ_m w[m] with a w that it knows by itself, and the
+average needs no second exchange: c = Σ_m w[m]·x[m] / Σ_m w[m]. Each worker sends w·x in one message with its row, and
+divides when the rows have told all w. So every meeting has a companion, whatever ranks come for; what they need not,
+they leave unused.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -14,6 +17,7 @@ from grawa_hvd import ops
 from grawa_hvd.averaging import Averaging, Observed
 from grawa_hvd.consensus import Received, Underway
 from grawa_hvd.layers import Layout
+from grawa_hvd.transfer import send
 
 # Above this, sending the model in vain at an arrival costs more than the latency that is saved.
 LARGEST = 4 * 2**20
@@ -22,11 +26,14 @@ FACTORS = 2.0**-40, 2.0**40
 
 
 def is_fit_for_companion(layout: Layout, averaging: Averaging) -> bool:
-    """Whether a model is small enough, of one type that travels exactly, and averaged by a policy that allows it."""
+    """Whether a model is small enough, of one type that travels exactly, and averaged by a policy with `factors`."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in layout.parameters)
     kinds = {(parameter.dtype, parameter.device) for parameter in layout.parameters}
     exact = len(kinds) == 1 and layout.parameters[0].dtype in (torch.float32, torch.float64)
-    return averaging.separable and exact and 0 < size <= LARGEST
+    if not exact or not 0 < size <= LARGEST:
+        return False
+    norms, unknown = layout.numbers([1.0] * len(layout.layer_names))[None], layout.numbers([math.nan])
+    return averaging.factors(Observed(norms, unknown, unknown, unknown)) is not None
 
 
 class Companion:
@@ -34,7 +41,7 @@ class Companion:
 
     Args:
         layout: the model.
-        averaging: a policy that is `separable`.
+        averaging: a policy that has `factors`.
         age: greater than that of any companion that this rank had before.
     """
 
@@ -46,7 +53,7 @@ class Companion:
         self._parts: list[Tensor] = []
         self._tables: list[ops.LayerTable] = []
         # Layers that had no gradient on any worker at the last round: there w = 1 stands for "nothing is known".
-        self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool, device=layout.device)
+        self._dead = torch.zeros(len(layout.layer_names), dtype=torch.bool)
         # Grows with all that a rank comes to know or forgets, and never shrinks: a rank that was away while others went
         # on is younger than they are, and ranks of the same age know the same.
         self.age = age
@@ -73,41 +80,55 @@ class Companion:
         self._dead.zero_()
         self.age = oldest + 1
 
-    def factors(self, scores: Tensor, usable: Tensor) -> Tensor:
-        """w of workers with these scores, [M, L]; 0 for one that is not usable, [M]."""
-        scores = scores.double()
-        inverse = torch.where(scores > 0, 1.0 / scores, 0.0)
-        inverse = inverse.to(self.dtype).double()  # as the kernels round it
-        inverse = torch.where(self._dead & (scores == 0), 1.0, inverse)
-        return torch.where(usable[:, None], inverse, 0.0)
+    def factors(self, observed: Observed, usable: Tensor) -> Tensor:
+        """w of workers by their rows, [M, L]; 0 for one that is not usable, [M], or whose w is NaN."""
+        said, counts = self._said(observed, usable)
+        return self._known(said, counts, send(self._dead, said.device))
 
-    def own_factors(self, norms: Tensor, finite: Tensor) -> Tensor:
-        """w of a worker with these norms, [L] or none at all, whose parameters are finite or not, [1]."""
+    def _said(self, observed: Observed, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """w as the policy says, [M, L], and whose count, bool, [M, 1]; 0 in the rows of the others."""
+        factors = self._averaging.factors(observed)
+        assert factors is not None
+        counts = (usable & ~factors.isnan().any(dim=1))[:, None]
+        return torch.where(counts, factors.double(), 0.0), counts
+
+    def _known(self, said: Tensor, counts: Tensor, dead: Tensor) -> Tensor:
+        rounded = said.to(self.dtype).double()  # as the kernels round it
+        return torch.where(dead & (said == 0) & counts, 1.0, rounded)
+
+    def own_factors(self, norms: Tensor, reported: Tensor, finite: Tensor) -> Tensor:
+        """w of a worker, [L], by what its row says, computed where that is.
+
+        Args:
+            norms: [L], or none at all for a policy that does not use gradients.
+            reported: mean loss, mean accuracy, samples, [3].
+            finite: whether its parameters are, bool, [1].
+        """
+        usable = finite & norms.isfinite().all()
         norms = norms if len(norms) else norms.new_zeros(len(self._layout.layer_names))
-        nothing = norms.new_full((1,), torch.nan)
-        scores = self._averaging.scores(Observed(norms[None], nothing, nothing, nothing))
-        return self.factors(scores, finite & norms.isfinite().all())[0]
+        return self.factors(Observed(norms[None], *reported[:, None].unbind()), usable)[0]
 
-    def averages(self, scores: Tensor, usable: Tensor) -> list[Underway] | None:
+    def averages(self, observed: Observed, usable: Tensor) -> list[Underway] | None:
         """What has been received, divided; None if it cannot be used and the workers must sum once more.
 
         Args:
-            scores: of all workers, [M, L]; usable: which of them count, [M].
+            observed: of all workers; usable: which of them count, [M]; both in the host's memory.
         """
-        factors = self.factors(scores, usable)
+        said, counts = self._said(observed, usable)
+        factors = self._known(said, counts, self._dead)
         total = factors.sum(dim=0)
         least, most = torch.where(factors == 0, 1.0, factors).aminmax()
-        dead = ((scores == 0) | ~usable[:, None]).all(dim=0)
+        dead = (said == 0).all(dim=0)
         # A layer that one worker has learned in since: the others' w = 1 says nothing, and is in the sum.
-        revived = self._dead & ~dead & ((scores == 0) & usable[:, None]).any(dim=0)
+        revived = self._dead & ~dead & ((said == 0) & counts).any(dim=0)
         fit = (total > 0).all() & (least >= FACTORS[0]) & (most <= FACTORS[1]) & ~revived.any()
         self.age += 1
         self._dead = dead
         return self.divided(total) if fit else None
 
     def divided(self, total: Tensor) -> list[Underway]:
-        """What has been received over Σ_m w[m], [L]: the centre of each bucket."""
-        inverse = (1.0 / total)[self._layout.layer_of]
+        """What has been received over Σ_m w[m], [L], in the host's memory: the centre of each bucket."""
+        inverse = send(1.0 / total, self._layout.device)[self._layout.layer_of]
         return [
             Underway(number, Received(table, inverse[bucket.indices]))
             for number, (bucket, table) in enumerate(zip(self._layout.buckets, self._tables, strict=True))

@@ -196,18 +196,15 @@ class Center:
         result = torch.zeros(len(self._layout.parameters), dtype=torch.float64, device=self._layout.device)
         for number in range(len(self._layout.buckets)):
             self.pull_bucket_(number, 0.0, result)
-        unseen = sorted(self._unseen)
-        result[unseen] *= 0
+        if self._unseen:
+            has_center = [0.0 if index in self._unseen else 1.0 for index in range(len(result))]
+            result.mul_(self._layout.numbers(has_center))
         return result
 
     def _pull_tensors(self, strength: float) -> list[Tensor]:
         if strength not in self._pulls:
             self._pulls[strength] = [
-                torch.tensor(
-                    [0.0 if index in self._unseen else strength for index in bucket.members],
-                    dtype=torch.float64,
-                    device=bucket.indices.device,
-                )
+                self._layout.numbers([0.0 if index in self._unseen else strength for index in bucket.members])
                 for bucket in self._layout.buckets
             ]
         return self._pulls[strength]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,13 +20,13 @@ class Contribution:
 
     Attributes:
         norms: its estimates ê, float64 [L]; empty for a policy that does not use gradients.
-        reported: mean loss, mean accuracy, samples.
+        reported: mean loss, mean accuracy, samples, float64 [3].
         failure: what its `scores` callable raised.
         distance: ‖x − c‖ when it was last pulled, [1]; NaN, or None, if it was not.
     """
 
     norms: Tensor
-    reported: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    reported: Tensor
     failure: Exception | None = None
     distance: Tensor | None = None
 
@@ -52,17 +52,17 @@ class State:
 def to_round(replica: Replica, settings: Settings, reported: Reported, fragment: int | None) -> Contribution:
     """What a worker brings to a round of one fragment, or of the whole model."""
     if not settings.averaging.uses_gradients:
-        return Contribution(replica.layout.numbers([]), reported.row())
+        return Contribution(replica.layout.numbers([]), reported.row(replica.layout.device))
     source, failure = settings.scores, None
     if isinstance(source, FreshScores):
         failure = _take_fresh_gradients(source, replica, reported, fragment)
-    return Contribution(replica.estimate.value(), reported.row(), failure)
+    return Contribution(replica.estimate.value(), reported.row(replica.layout.device), failure)
 
 
 def nothing(replica: Replica, settings: Settings) -> Contribution:
     """A contribution as long as one to a round, for ranks that have come for something else."""
     layers = len(replica.layout.layer_names) if settings.averaging.uses_gradients else 0
-    return Contribution(replica.layout.numbers([0.0] * layers))
+    return Contribution(replica.layout.numbers([0.0] * layers), replica.layout.numbers([0.0, 0.0, 0.0]))
 
 
 def state_of(replica: Replica, halves: bool) -> State:
@@ -81,7 +81,7 @@ def _take_fresh_gradients(
         loss = source.gradients(layout.parameters)
         norms = layout.grad_norms()
         if fragment is not None:  # the running means of the other layers are over rounds of theirs
-            own = layout.layers_of[fragment]
+            own = layout.indices(layout.layers_of[fragment])
             norms = torch.full_like(norms, NO_GRADIENT).index_copy(0, own, norms[own])
         replica.estimate.update(norms)
         if isinstance(loss, (int, float, Tensor)):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grawa_hvd import ops
+from grawa_hvd import amp, ops
 from grawa_hvd.consensus import Center
 from grawa_hvd.layers import Layout
 from grawa_hvd.ops import AdamwHyperparameters, SgdHyperparameters
@@ -51,15 +51,18 @@ class FusedStep:
         hyperparameters: list[Any] = [_hyperparameters(self._algorithm, group) for group in optimizer.param_groups]
         if None in hyperparameters:
             return False, None
+        scale = _on(layout.device, getattr(optimizer, "grad_scale", None))
+        found_inf = _on(layout.device, getattr(optimizer, "found_inf", None))
+        if found_inf is not None and _counts_on_host(optimizer.state):
+            # A kernel cannot say to the host whether this step is one to count. So the host asks, as GradScaler would.
+            if amp.overflowed(found_inf):
+                if pull:
+                    center.pull_(pull)
+                return True, None
+            found_inf = None
         self._prepare(optimizer.param_groups, layout, center)
-        made = self._table.step(
-            optimizer.state,
-            hyperparameters,
-            pull,
-            self._norms if with_norms else None,
-            _on(layout.device, getattr(optimizer, "grad_scale", None)),
-            _on(layout.device, getattr(optimizer, "found_inf", None)),
-        )
+        norms = self._norms if with_norms else None
+        made = self._table.step(optimizer.state, hyperparameters, pull, norms, scale, found_inf)
         return made, layout.by_layer(self._norms) if made and with_norms else None
 
     def _prepare(self, param_groups: list[dict[str, Any]], layout: Layout, center: Center) -> None:
@@ -108,6 +111,15 @@ def _hyperparameters(algorithm: str, group: dict[str, Any]) -> SgdHyperparameter
     return AdamwHyperparameters(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], group["maximize"])
 
 
+def _counts_on_host(state: dict[Tensor, Any]) -> bool:
+    """Whether steps are counted in host memory, as in torch's AdamW unless it is `capturable` or `fused`."""
+    first: dict[str, Any] = next(iter(state.values()), {})
+    count = first.get("step")
+    return isinstance(count, Tensor) and count.is_cpu
+
+
 def _on(device: torch.device, number: Tensor | float | None) -> Tensor | None:
-    # Without any gradient GradScaler's sum over devices is the integer 0.
-    return None if number is None else torch.as_tensor(number, dtype=torch.float32, device=device)
+    # Without any gradient GradScaler's sum over devices is the integer 0: nothing has overflowed.
+    if not isinstance(number, Tensor):
+        return None
+    return number.to(device, torch.float32, non_blocking=device.type != "cpu")

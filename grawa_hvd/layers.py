@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
+from grawa_hvd.transfer import send
 
 UNNAMED = "allreduce.noname."
 # A message of Horovod's fusion threshold (64 MiB) or more travels from where it lies; smaller ones that are ready at
@@ -98,7 +99,7 @@ class Bucket:
         self.fragment = fragment
         self.parameters = [layout_parameters[index] for index in members]
         self.table = ops.LayerTable(self.parameters)
-        self.indices = torch.tensor(members, dtype=torch.int64, device=self.parameters[0].device)
+        self.indices = send(torch.tensor(members), self.parameters[0].device)
         self.name = name
         # As they are now: what lies in a buffer stays in this order when a parameter's memory format changes.
         self.strides = [memory_strides(parameter) for parameter in self.parameters]
@@ -134,9 +135,11 @@ class Layout:
 
     Attributes:
         parameters: P tensors; names: their names.
-        layer_names: L names; layer_of: the layer of each parameter, int64 [P].
+        layer_names: L names; layer_of: the layer of each parameter, int64 [P], where the parameters are.
+        layers_of: the layers of each fragment.
         table: the kernels' handle on all parameters.
         buckets: which parameters travel together.
+        refusal: why this model cannot be averaged; None if it can.
     """
 
     def __init__(self, names: dict[Tensor, str], layers: str, groups: Groups, fragments: int = 1) -> None:
@@ -146,24 +149,21 @@ class Layout:
         self.layer_names = list(dict.fromkeys(labels))
         numbers = {label: number for number, label in enumerate(self.layer_names)}
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        self.layer_of = torch.tensor([numbers[label] for label in labels], dtype=torch.int64, device=self.device)
+        self.refusal = _refusal(self.parameters)
+        self._layer_numbers = [numbers[label] for label in labels]
+        self.layer_of = self.indices(self._layer_numbers)
         self.table = ops.LayerTable(self.parameters)
         if fragments > max(1, len(self.layer_names)):
             raise ValueError(
                 f"fragments must be at most the number of layers, {len(self.layer_names)}, but is {fragments}"
             )
-        fragment_of = _fragments(self.parameters, self.layer_of.tolist(), fragments)
+        fragment_of = _fragments(self.parameters, self._layer_numbers, fragments)
         self.buckets = [
             Bucket(self.parameters, members, f"bucket.{number}", fragment_of[members[0]])
             for number, members in enumerate(_bucket_members(self.parameters, groups, fragment_of))
         ]
-        # Which layers each fragment holds.
         self.layers_of = [
-            torch.tensor(
-                sorted({numbers[labels[index]] for index, own in enumerate(fragment_of) if own == fragment}),
-                dtype=torch.int64,
-                device=self.device,
-            )
+            sorted({self._layer_numbers[index] for index, own in enumerate(fragment_of) if own == fragment})
             for fragment in range(fragments)
         ]
         self._by_module = len(self.layer_names) < len(self.names)
@@ -193,16 +193,21 @@ class Layout:
 
     def numbers(self, values: Sequence[float]) -> Tensor:
         """Some numbers, float64, where the parameters are."""
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        return send(torch.tensor(values, dtype=torch.float64), self.device)
+
+    def indices(self, values: Sequence[int]) -> Tensor:
+        """Numbers of layers or parameters, int64, where the parameters are."""
+        return send(torch.tensor(values, dtype=torch.int64), self.device)
 
     def describe(self) -> list[str]:
-        """A line a parameter: all that ranks must agree on."""
+        """The device and a line a parameter: all that ranks must agree on."""
         bucket_of = {index: bucket.name for bucket in self.buckets for index in bucket.members}
-        return [
+        place = self.refusal or f"parameters on {self.device.type}"
+        return [place] + [
             f"{name}: shape {tuple(parameter.shape)}, {str(parameter.dtype).removeprefix('torch.')}, "
             f"memory order {_dimension_order(parameter)}, layer {self.layer_names[layer]}, {bucket_of[index]}"
             for index, (name, parameter, layer) in enumerate(
-                zip(self.names, self.parameters, self.layer_of.tolist(), strict=True)
+                zip(self.names, self.parameters, self._layer_numbers, strict=True)
             )
         ]
 
@@ -258,6 +263,15 @@ def _dimension_order(tensor: Tensor) -> tuple[int, ...]:
     if not dense or tensor.numel() == 0 or tensor.is_contiguous():
         return tuple(range(tensor.dim()))
     return tuple([d for d in range(tensor.dim()) if sizes[d] <= 1] + real)
+
+
+def _refusal(parameters: Sequence[Tensor]) -> str | None:
+    devices = sorted({str(parameter.device) for parameter in parameters})
+    if len(devices) > 1:
+        return f"all parameters that a worker averages must be on one device, but are on {' and '.join(devices)}"
+    if devices == ["meta"]:
+        return "the parameters that a worker averages must have data, but are on the device meta"
+    return None
 
 
 def _module_of(name: str) -> str:

@@ -20,6 +20,7 @@ from grawa_hvd.communicator import Communicator, MismatchedRowsError
 from grawa_hvd.contribution import Contribution, State
 from grawa_hvd.errors import RanksOutOfStepError, ScoresError
 from grawa_hvd.layers import Layout, digest
+from grawa_hvd.transfer import read
 
 NEVER_MET = -1
 
@@ -33,9 +34,9 @@ class Purpose(IntEnum):
 
 
 class Meeting:
-    """The rows of all ranks. A row: purpose, digest of the terms, failed, progress, steps taken since the rank's last
-    meeting, digest of the parameters, age of its companion, distance at the last pull, distance from the centre now,
-    finite, the reported three, norms. It is zero for a rank that has joined.
+    """The rows of all ranks, in the host's memory. A row: purpose, digest of the terms, failed, progress, steps taken
+    since the rank's last meeting, digest of the parameters, age of its companion, distance at the last pull, distance
+    from the centre now, finite, the reported three, norms. It is zero for a rank that has joined.
     """
 
     HEADER = 13
@@ -45,7 +46,6 @@ class Meeting:
     def __init__(self, rows: Tensor, sent: int) -> None:
         self._rows = rows
         self.bytes = sent
-        # The one read by the host in a round: M × 13 numbers.
         header = rows[:, : self.HEADER].tolist()
         self.size = len(header)
         self.present = [rank for rank, row in enumerate(header) if row[0]]
@@ -69,12 +69,12 @@ class Meeting:
         state: State, age: int,
     ) -> Tensor:  # fmt: skip
         """This worker's row, [K]; K depends on the layout and the policy alone."""
-        start = digest([repr(state.sizes.tolist())]) if purpose is Purpose.ARRIVAL else 0
+        start = digest([repr(read(state.sizes).tolist())]) if purpose is Purpose.ARRIVAL else 0
         failed = contribution.failure is not None
         head = [purpose, terms.digest, failed, *vars(progress).values(), taken, start, age]
         distance = layout.numbers([math.nan]) if contribution.distance is None else contribution.distance
         return cat([
-            layout.numbers(head), distance, state.reach, state.finite.double(), layout.numbers(contribution.reported),
+            layout.numbers(head), distance, state.reach, state.finite.double(), contribution.reported,
             contribution.norms,
         ])  # fmt: skip
 
@@ -110,13 +110,19 @@ class Meeting:
             return 0
         return self.taken[self.leader] - self.taken[rank]
 
+    @property
+    def losses(self) -> Tensor:
+        """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that has joined."""
+        return self._rows[:, self.REPORTED.start].masked_fill(self._rows[:, 0] == 0, math.nan)
+
     def observed(self, layers: int) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out."""
         norms = self._rows[:, self.NORMS]
         if norms.size(1) == 0:
             norms = norms.new_zeros(self.size, layers)
-        norms = norms.masked_fill(~self.usable[:, None], float("nan"))
-        return Observed(norms, *self._rows[:, self.REPORTED].unbind(dim=1))
+        left_out = ~self.usable[:, None]
+        reported = self._rows[:, self.REPORTED].masked_fill(left_out, math.nan)
+        return Observed(norms.masked_fill(left_out, math.nan), *reported.unbind(dim=1))
 
 
 def exchange(row: Tensor, terms: Terms, communicator: Communicator, wire: Tensor | None = None) -> Meeting:
@@ -134,7 +140,8 @@ def exchange(row: Tensor, terms: Terms, communicator: Communicator, wire: Tensor
     except MismatchedRowsError:
         refuse_difference(terms, communicator)
     sent = rows if wire is None else wire
-    meeting = Meeting(rows, sent.numel() * sent.element_size())
+    # The one read of a round. All that is decided by the rows is computed in the host's memory.
+    meeting = Meeting(read(rows), sent.numel() * sent.element_size())
     if len(meeting.terms) > 1:
         refuse_difference(terms, communicator)
     return meeting

@@ -7,17 +7,19 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from grawa_hvd import amp
 from grawa_hvd.averaging import Averaging
+from grawa_hvd.capture import refuse_captured_step
 from grawa_hvd.communicator import Average, Communicator, global_process_set
 from grawa_hvd.compression import Compression
 from grawa_hvd.fused import ALGORITHMS, FusedStep
 from grawa_hvd.layers import Groups, unnamed, validated_names
+from grawa_hvd.protocol import GrawaOptimizer
 from grawa_hvd.report import RoundReport
 from grawa_hvd.scores import Scores
 from grawa_hvd.settings import Settings, validated_settings
@@ -91,7 +93,11 @@ def _wrapper_of(wrapped: Any) -> Any:
             self.backward_passes_per_step = _checked_passes(passes)
 
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
-            """One local step of the wrapped optimizer and, every `period` steps, a round."""
+            """One local step of the wrapped optimizer and, every `period` steps, a round.
+
+            Raises:
+                RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
+            """
             if self._synchronized and self._should_synchronize:
                 warnings.warn(
                     "optimizer.step() called without optimizer.skip_synchronize() context after "
@@ -100,8 +106,11 @@ def _wrapper_of(wrapped: Any) -> Any:
                     stacklevel=2,
                 )
             self._synchronized = False
+            is_active = self._worker.active
+            if is_active:
+                refuse_captured_step(self.param_groups)
             self._worker.before_step()
-            if self._fused is None or not self._worker.active:
+            if self._fused is None or not is_active:
                 result = self._torch_step(super().step, closure)
             else:
                 result = self._hooked_step() if closure is None else self._hooked_step(closure)
@@ -238,7 +247,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     local_period: int | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     fused: bool = True,
-) -> Any:
+) -> GrawaOptimizer:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
 
     Takes the place of `hvd.DistributedOptimizer`. The result is an instance of the wrapped optimizer's class and
@@ -247,7 +256,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     Args:
         optimizer: any torch.optim.Optimizer.
         named_parameters: names of the parameters, usually `model.named_parameters()`; they order the layers.
-        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`.
+        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`; not bfloat16.
         backward_passes_per_step: backward passes whose local sum one step consumes, at least 1.
         op: `hvd.Average`; others have no meaning for models.
         gradient_predivide_factor: 1.0; gradients are not reduced.
@@ -309,7 +318,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     result = wrapper.__new__(wrapper)
     result._adopt(optimizer, names, settings, Communicator(process_set, compression), on_round, fused)
     result.backward_passes_per_step = passes
-    return result
+    return cast(GrawaOptimizer, result)
 
 
 def _without_hooks(step: Any) -> Any:

@@ -86,12 +86,12 @@ class Reported:
 
     def restart(self) -> None:
         """Forget everything."""
-        self._values: dict[str, list[float | Tensor]] = {"loss": [], "accuracy": [], "samples": []}
+        self._sums = {name: RunningSum() for name in ("loss", "accuracy", "samples")}
 
     def add(self, **values: float | Tensor | None) -> None:
         """Take in values by name; None is nothing reported.
 
-        A tensor is read only at the next round, so that reporting never waits for a device.
+        A tensor is added where it is, so that reporting never waits for a device.
 
         Raises:
             ValueError: if a tensor has more than one element, or a number is out of range: an accuracy outside
@@ -103,27 +103,47 @@ class Reported:
             if isinstance(value, Tensor):
                 if value.numel() != 1:
                     raise ValueError(f"{name} must be one number, but is a tensor of shape {tuple(value.shape)}")
-                self._values[name].append(value.detach().clone())
+                self._sums[name].add(value.detach().reshape(()))
                 continue
             if (name == "accuracy" and not 0 <= value <= 1) or (name == "samples" and value < 0):
                 allowed = "from 0 to 1" if name == "accuracy" else "at least 0"
                 raise ValueError(f"{name} must be {allowed}, but is {value!r}")
-            self._values[name].append(float(value))
+            self._sums[name].add(float(value))
 
-    def state(self) -> dict[str, list[float]]:
-        """For a checkpoint: what was reported, as plain numbers."""
-        return {name: [float(value) for value in values] for name, values in self._values.items()}
+    def state(self) -> dict[str, tuple[float, int]]:
+        """For a checkpoint: by name the sum of what was reported, and of how many values."""
+        return {name: (float(sum_.total), sum_.count) for name, sum_ in self._sums.items()}
 
-    def load(self, state: dict[str, list[float]]) -> None:
-        """Take over what `state` returned."""
-        self._values = {name: [*state[name]] for name in self._values}
+    def load(self, state: dict[str, tuple[float, int] | list[float]]) -> None:
+        """Take over what `state` returned; checkpoints of version 1 hold the list of all values instead."""
+        pairs = {name: (sum(kept), len(kept)) if isinstance(kept, list) else kept for name, kept in state.items()}
+        self._sums = {name: RunningSum(*pairs[name]) for name in self._sums}
 
-    def row(self) -> list[float]:
-        """Mean loss, mean accuracy, samples; NaN where nothing was reported."""
-        loss, accuracy, samples = (self._values[name] for name in ("loss", "accuracy", "samples"))
-        total = sum(float(number) for number in samples) if samples else math.nan
-        return [_mean(loss), _mean(accuracy), total]
+    def row(self, device: torch.device) -> Tensor:
+        """Mean loss, mean accuracy, samples, float64 [3], on a device; NaN where nothing was reported."""
+        loss, accuracy, samples = self._sums.values()
+        means = [sum_.total / sum_.count if sum_.count else math.nan for sum_ in (loss, accuracy)]
+        numbers = [*means, samples.total if samples.count else math.nan]
+        return torch.stack([_on(device, number) for number in numbers])
 
 
-def _mean(values: list[float | Tensor]) -> float:
-    return sum(float(value) for value in values) / len(values) if values else math.nan
+@dataclass
+class RunningSum:
+    """A sum of numbers, float64, on the device of those that were tensors."""
+
+    total: float | Tensor = 0.0
+    count: int = 0
+
+    def add(self, value: float | Tensor) -> None:
+        """Take in a number, or a tensor of no dimension."""
+        if isinstance(value, Tensor):
+            with torch.inference_mode(False):  # it outlives the block
+                self.total = _on(value.device, self.total)
+        self.total += value
+        self.count += 1
+
+
+def _on(device: torch.device, number: float | Tensor) -> Tensor:
+    if isinstance(number, Tensor):
+        return number.to(device, non_blocking=device.type != "cpu")
+    return torch.full((), number, dtype=torch.float64, device=device)

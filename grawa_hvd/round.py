@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from grawa_hvd.averaging import Averaging, Observed
+from grawa_hvd.caller import stacklevel
 from grawa_hvd.communicator import Communicator
 from grawa_hvd.companion import Companion
 from grawa_hvd.consensus import Center
@@ -17,6 +19,7 @@ from grawa_hvd.layers import Layout
 from grawa_hvd.meeting import Meeting
 from grawa_hvd.overlap import Snapshot
 from grawa_hvd.report import Phases, RoundReport
+from grawa_hvd.transfer import send
 
 
 class Round:
@@ -38,7 +41,7 @@ class Round:
 
     Raises:
         AllWorkersDivergedError: on every rank, if no member has finite norms and parameters.
-        ValueError: on every rank, if the policy returns a wrong shape.
+        ValueError: on every rank, if the policy returns a wrong shape or a negative score.
     """
 
     def __init__(
@@ -62,15 +65,22 @@ class Round:
             usable = meeting.usable[members]
             scores, weights = _weigh(averaging, observed, usable)
             self.diverged = not bool(usable[communicator.rank])
-            own = weights[communicator.rank][layout.layer_of]
         with phases("blend"):
-            received = None if companion is None else companion.averages(scores, usable)
+            received = None if companion is None else companion.averages(observed, usable)
         self._snapshot: Snapshot | None = None
         self._underway = received or []
         if received is None:
+            own = send(weights[communicator.rank], layout.device)[layout.layer_of]
             self._start(own, communicator, fragment, overlapped)
         report = RoundReport(
-            weights, scores, layout.layer_names, observed.losses, 0, meeting.distances, phases.seconds, within_host
+            weights,
+            scores,
+            layout.layer_names,
+            meeting.losses[members],
+            0,
+            meeting.distances,
+            phases.seconds,
+            within_host,
         )
         self._report = report if fragment is None else _of_layers(report, layout.layers_of[fragment])
 
@@ -130,20 +140,28 @@ class Round:
 
 def _weigh(averaging: Averaging, observed: Observed, usable: Tensor) -> tuple[Tensor, Tensor]:
     if not usable.any():
-        raise AllWorkersDivergedError(
-            f"none of the {len(usable)} workers has finite gradient norms and parameters: training has diverged"
+        raise AllWorkersDivergedError.of(len(usable))
+    name, shape = type(averaging).__name__, observed.norms.shape
+    scores = _checked(averaging.scores(observed), f"{name}.scores", shape).masked_fill(~usable[:, None], torch.nan)
+    if scores.isfinite().all(dim=1).any():
+        return scores, _checked(averaging.weights(scores), f"{name}.weights", shape)
+    warnings.warn(
+        f"{name} has a score of none of the {len(usable)} workers, so all weigh alike: has each of them called "
+        "optimizer.report() since the last round?",
+        stacklevel=stacklevel(),
+    )
+    equal = usable.to(scores.dtype) / usable.sum()
+    return scores, equal[:, None].expand(shape)
+
+
+def _checked(value: Tensor, name: str, shape: torch.Size) -> Tensor:
+    if value.shape != shape:
+        raise ValueError(
+            f"{name} must return shape {tuple(shape)} [workers, layers], but returned {tuple(value.shape)}"
         )
-    scores = averaging.scores(observed).masked_fill(~usable[:, None], torch.nan)
-    weights = averaging.weights(scores)
-    for name, value in (("scores", scores), ("weights", weights)):
-        if value.shape != observed.norms.shape:
-            raise ValueError(
-                f"{type(averaging).__name__}.{name} must return shape {tuple(observed.norms.shape)} "
-                f"[workers, layers], but returned {tuple(value.shape)}"
-            )
-    return scores, weights
+    return value
 
 
-def _of_layers(report: RoundReport, layers: Tensor) -> RoundReport:
-    names = [report.layer_names[layer] for layer in layers.tolist()]
+def _of_layers(report: RoundReport, layers: list[int]) -> RoundReport:
+    names = [report.layer_names[layer] for layer in layers]
     return replace(report, weights=report.weights[:, layers], scores=report.scores[:, layers], layer_names=names)

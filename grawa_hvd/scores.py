@@ -115,12 +115,12 @@ class NormEstimate:
             self.counts[to] = state["counts"].to(self.counts)[source]
 
     def restart(self, layers: Tensor | None = None) -> None:
-        """Forget everything, or what is known of some layers, given by their numbers."""
+        """Forget everything, or what is known of some layers, given by their numbers where the norms are."""
         for values in (self.sums, self.counts):
             if layers is None:
                 values.zero_()
             else:
-                values[layers] = 0.0
+                values.index_fill_(0, layers, 0.0)  # an assignment of a number waits for the device
 
 
 def _check_decay(decay: float) -> None:

@@ -30,7 +30,7 @@ class Settings:
     def describe(self) -> list[str]:
         """A line each: what ranks must agree on."""
         scores = f"{type(self.scores).__name__}(decay={self.scores.decay})"
-        values = {**vars(self), "scores": scores}
+        values = {**vars(self), "scores": scores, "averaging": self.averaging.describe()}
         return [f"{name}={value}" for name, value in values.items() if name != "groups"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd.agreement import Progress
+from grawa_hvd.agreement import Progress, refuse
 from grawa_hvd.communicator import Communicator, HostGroup
 from grawa_hvd.companion import Companion
 from grawa_hvd.consensus import plain_mean
@@ -23,6 +23,9 @@ from grawa_hvd.round import Round
 from grawa_hvd.schedule import Due
 from grawa_hvd.scores import LocalScores
 from grawa_hvd.settings import Settings
+
+CHECKPOINT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 
 class Worker:
@@ -167,7 +170,10 @@ class Worker:
         if round_.diverged:
             self._model.estimate.restart()
         elif isinstance(self._settings.scores, LocalScores):
-            self._model.estimate.restart(None if due.fragment is None else self._model.layout.layers_of[due.fragment])
+            layout = self._model.layout
+            self._model.estimate.restart(
+                None if due.fragment is None else layout.indices(layout.layers_of[due.fragment])
+            )
         if self._settings.overlap and not due.within_host:
             self._under_way.append((self.steps + self._settings.overlap, round_))
         else:
@@ -228,6 +234,8 @@ class Worker:
     def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
         """Meet the other ranks; while some of them arrive, let those take their places first."""
         phases = phases or Phases()
+        if self._model.layout.refusal is not None:
+            refuse(self._model.layout.refusal, self._model.terms, self._communicator)
         companion = self._model.companion
         while True:
             with phases("scores"):
@@ -260,7 +268,7 @@ class Worker:
     def _factors(self, purpose: Purpose, contribution: Contribution, state: State, companion: Companion) -> Tensor:
         """This worker's w for the companion, [L]: those of a round, all ones for the plain mean, or zeros."""
         if purpose is Purpose.ROUND:
-            return companion.own_factors(contribution.norms, state.finite)
+            return companion.own_factors(contribution.norms, contribution.reported, state.finite)
         layers = len(self._model.layout.layer_names)
         present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
         return present.double().expand(layers)
@@ -292,8 +300,8 @@ class Worker:
         weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
         layout, received = self._model.layout, None
         if self._model.companion is not None:
-            count = len(meeting.finite)
-            received = self._model.companion.divided(layout.numbers([count] * len(layout.layer_names)))
+            count = torch.full((len(layout.layer_names),), float(len(meeting.finite)), dtype=torch.float64)
+            received = self._model.companion.divided(count)
         with plain_mean(layout, weight, self._communicator, received):
             yield
 
@@ -332,7 +340,7 @@ class Worker:
             return None
         self.finish_rounds()
         return {
-            "version": 1,
+            "version": CHECKPOINT_VERSION,
             "steps": self.steps,
             "since_round": self.since_round,
             "rounds": self.rounds,
@@ -350,8 +358,10 @@ class Worker:
         self.restart()
         if state is None:
             return
-        if state["version"] != 1:
-            raise ValueError(f"the checkpoint's grawa version must be 1, but is {state['version']!r}")
+        if state["version"] not in READABLE_VERSIONS:
+            raise ValueError(
+                f"the checkpoint's grawa version must be one of {READABLE_VERSIONS}, but is {state['version']!r}"
+            )
         self._refresh()
         self._model.load(state, numbers)
         self.reported.load(state["reported"])

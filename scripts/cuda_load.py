@@ -68,8 +68,6 @@ def build(environment: setup_environment.Environment, toolkit: Path) -> list[ptx
         package = environment.folder / "grawa-cuda" / "grawa_hvd"
         shutil.rmtree(package, ignore_errors=True)
         shutil.copytree(tree / "grawa_hvd", package)
-        # The kernels alone: what the package imports beside them needs Horovod, which is not in this environment.
-        (package / "__init__.py").write_text("")
     return ptxas.usages(finished.stdout)
 
 

@@ -1,31 +1,37 @@
 #!/usr/bin/env python3
-"""Build, on a machine without a GPU, what an offline GPU machine lacks: Horovod for its Python and its CUDA PyTorch.
+"""Build, on a machine without a GPU, what an offline GPU machine lacks: for its Python, PyTorch and GPU.
 
-Horovod comes in two builds: FOLDER/nccl, where GPU tensors go over NCCL, and FOLDER/gloo, where they go through host
-memory, without which several ranks cannot share one GPU. Beside them, in FOLDER, lie the small packages that Horovod
-and the tests need; of all these, `make gpu-check` installs there what is missing. Needs g++, make, nvcc of the CUDA
-version of that PyTorch, and a Python of the version asked for with its headers, which is looked for on PATH and among
-pyenv's. The first run downloads some 3 GB (PyTorch with CUDA) and takes ten to twenty minutes on two cores.
+The extension itself comes compiled in FOLDER/extension, so that a GPU machine need not spend its time on that. Horovod
+comes in two builds: FOLDER/nccl, where GPU tensors go over NCCL, and FOLDER/gloo, where they go through host memory,
+without which several ranks cannot share one GPU. Beside them, in FOLDER, lie the small packages that Horovod and the
+tests need; of all these, `make gpu-check` installs there what is missing. Needs g++, make, nvcc of the CUDA version of
+that PyTorch, and a Python of the version asked for with its headers, which is looked for on PATH and among pyenv's. The
+first run downloads some 3 GB (PyTorch with CUDA) and takes ten to twenty minutes on two cores. After an edit in csrc/,
+`--only extension` renews the extension alone, in two to four minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import carried
+import gpu_carried
 import setup_environment
 from toolkit import find_toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.11.0"
+PARTS = ["horovod", "packages", "extension"]
 
 
 def fail(message: str) -> NoReturn:
@@ -67,10 +73,38 @@ def build_horovod(environment: setup_environment.Environment, folder: Path) -> N
         environment.run(script, choice, "--wheel-only", str(folder / transport), show=True)
 
 
+def build_extension(environment: setup_environment.Environment, folder: Path, capability: str) -> None:
+    """Compile grawa_hvd._C for one GPU into `folder`/extension, beside the key of the sources that it is made of."""
+    target = folder / gpu_carried.EXTENSION
+    toolkit = find_toolkit()
+    variables = {"FORCE_CUDA": "1", "CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": capability}
+    key = gpu_carried.sources_key(ROOT)
+    with tempfile.TemporaryDirectory(prefix="grawa-extension-") as scratch, with_variables(variables):
+        command = ["setup.py", "build_ext", "--build-lib", f"{scratch}/lib", "--build-temp", f"{scratch}/temp"]
+        print(f"Compiling the extension for GPUs of capability {capability}: two to four minutes ...", flush=True)
+        environment.run(*command)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(f"{scratch}/lib/grawa_hvd", target)
+    for library in target.glob("*.so"):
+        subprocess.run(["strip", "--strip-debug", str(library)], check=True)
+    (target / gpu_carried.SOURCES).write_text(key)
+
+
+@contextlib.contextmanager
+def with_variables(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def download_small(environment: setup_environment.Environment, folder: Path, pyproject: str) -> None:
     for old in folder.glob("*.whl"):
         old.unlink()
-    wanted = carried.small_requirements(pyproject)
+    wanted = gpu_carried.small_requirements(pyproject)
     environment.run("-m", "pip", "download", "--quiet", "--only-binary=:all:", "--dest", str(folder), *wanted)
 
 
@@ -89,6 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="a version as 3.12, or a path (default: this one)")
     parser.add_argument("--torch", default=TORCH, metavar="VERSION", help="of the GPU machine (default: %(default)s)")
+    parser.add_argument("--gpu", default="9.0", metavar="CAPABILITY", help="of the GPU (default: %(default)s, Hopper)")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to make anew (default: all)")
     parser.add_argument("--into", type=Path, default=ROOT / "wheels", metavar="FOLDER", help="default: wheels")
     arguments = parser.parse_args()
     if find_toolkit() is None:
@@ -101,12 +137,16 @@ def main() -> None:
         torch = setup_environment.install_torch(environment, arguments.torch, pyproject)
         check_cuda(environment, torch)
         folder.mkdir(parents=True, exist_ok=True)
-        build_horovod(environment, folder)
-        download_small(environment, folder, pyproject)
-    wheels = sorted(folder.rglob("*.whl"))
-    print("\n".join(f"{wheel.stat().st_size / 1e6:7.2f} MB  {wheel.relative_to(folder)}" for wheel in wheels))
-    total = sum(wheel.stat().st_size for wheel in wheels) / 1e6
-    print(f"{arguments.into}: {len(wheels)} wheels, {total:.1f} MB, for Python {version} and torch {torch} with CUDA.")
+        if "horovod" in arguments.only:
+            build_horovod(environment, folder)
+        if "packages" in arguments.only:
+            download_small(environment, folder, pyproject)
+        if "extension" in arguments.only:
+            build_extension(environment, folder, arguments.gpu)
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".whl", ".so"))
+    print("\n".join(f"{path.stat().st_size / 1e6:7.2f} MB  {path.relative_to(folder)}" for path in files))
+    total = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{arguments.into}: {len(files)} files, {total:.1f} MB, for Python {version} and torch {torch} with CUDA.")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 namespace grawa::cuda {
 
-Table::Table(const std::vector<int64_t>&, c10::Device device, bool, int64_t) : device_(device) {
+Table::Table(at::TensorList, c10::Device device, bool, int64_t) : device_(device) {
   TORCH_CHECK(false, "this build of grawa_hvd has no kernels for ", device);
 }
 void Table::set(int64_t, const Span&, int64_t) {}
@@ -13,6 +13,6 @@ void layer_norms(Table&, const at::Tensor&) {}
 void pack(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
 void blend(Table&, const at::Tensor&, const at::Tensor&, const OptionalTensor&) {}
 std::vector<std::string> architectures() { return {}; }
-std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>&, at::Device) { return nullptr; }
+std::unique_ptr<Stepper> make_stepper(at::TensorList, at::Device) { return nullptr; }
 
 }  // namespace grawa::cuda

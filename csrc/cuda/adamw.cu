@@ -9,6 +9,7 @@ namespace {
 struct Adamw {
   using Rule = AdamwRule;
   static constexpr int kStates = 2;  // exp_avg, exp_avg_sq
+  static constexpr int kBlocks = 3;
 
   struct Numbers {
     double kept;
@@ -60,7 +61,7 @@ struct Adamw {
 
   // m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2,
   // (1 - lr weight_decay) x - lr / (1 - beta1^step) m / (sqrt(v / (1 - beta2^step)) + eps)
-  template <typename T>
+  template <typename X, typename T>
   __device__ static T updated(T x, T grad, T (&states)[kStates], const Factors<T>& factors) {
     const T g = factors.sign * grad;
     T& average = states[0];
@@ -68,13 +69,19 @@ struct Adamw {
     // From the nearer end, as torch's lerp: with beta1 = 0 it is exactly g.
     average = factors.new1 < T(0.5) ? average + factors.new1 * (g - average) : g - factors.beta1 * (g - average);
     square = factors.beta2 * square + factors.new2 * g * g;
-    return factors.kept * x - factors.step_size * average / (sqrt(square) * factors.root_scale + factors.eps);
+    const T moved = factors.step_size * average;
+    if constexpr (sizeof(X) == 2) {
+      const T scale = sqrt_approximately(square) * factors.root_scale + factors.eps;
+      return factors.kept * x - divide_approximately(moved, scale);
+    } else {
+      return factors.kept * x - moved / (sqrt(square) * factors.root_scale + factors.eps);
+    }
   }
 };
 
 }  // namespace
 
-void launch_step(const StepArguments<AdamwRule>& arguments, StepKinds kinds, cudaStream_t stream) {
+void launch_step(const StepArguments<AdamwRule>& arguments, Kinds kinds, cudaStream_t stream) {
   launch_kernels<Adamw>(arguments, kinds, stream);
 }
 

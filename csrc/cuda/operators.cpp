@@ -41,7 +41,7 @@ at::Tensor layer_norms_cuda(at::TensorList tensors) {
     values.push_back(dense_values(tensor));
   }
   Copies copies;
-  Table table(numels_of(values), device, true);
+  Table table(values, device, true);
   for (size_t i = 0; i < values.size(); ++i) {
     table.set(i, copies.span_of(values[i], Access::kRead), values[i].numel());
   }
@@ -55,7 +55,7 @@ void pack_cuda(at::TensorList tensors, const at::Tensor& weights, const at::Tens
   const at::Device device = device_of(tensors, {weights, out});
   const c10::cuda::CUDAGuard guard(device);
   Copies copies;
-  Table table(numels_of(tensors), device, false);
+  Table table(tensors, device, false);
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, device);
     check_strided(tensors[i], "tensors", i);
@@ -69,7 +69,7 @@ void blend_cuda(at::TensorList tensors, const at::Tensor& center, const at::Tens
   const at::Device device = device_of(tensors, {center, pull});
   const c10::cuda::CUDAGuard guard(device);
   Copies copies;
-  Table table(numels_of(tensors), device, distances.has_value());
+  Table table(tensors, device, distances.has_value());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, device);
     check_strided(tensors[i], "tensors", i);
@@ -87,7 +87,7 @@ void step_lists(const StepLists& lists, const StepOptions& options, const StepRu
   check_step(lists, options, rule, device);
   StepCopies copies;
   std::vector<StepLayer> layers = copies.layers_of(lists, options, rule);
-  const std::unique_ptr<Stepper> stepper = make_stepper(numels_of(lists.params), device);
+  const std::unique_ptr<Stepper> stepper = make_stepper(lists.params, device);
   TORCH_CHECK(stepper->can_step(layers, options.tensors),
               "steps are on the CPU: with found_inf, and in a graph, they must be on ", device);
   stepper->step(layers, options.tensors);

@@ -23,14 +23,14 @@ struct Operands<X, Out, N, false> {
 };
 
 template <typename X, typename Out, bool kHasBase>
-__device__ void pack_chunk(const X* x, const Out* base, Out* out, int64_t size, double weight) {
+__device__ void pack_chunk(const X* x, const Out* base, Out* out, int32_t size, double weight) {
   using Wide = Arithmetic<X, Out>;
   const Wide factor = static_cast<Wide>(weight);
   // The bits of a NaN would not outlive a product.
   const bool is_copy = std::is_same_v<X, Out> && !kHasBase && weight == 1;
   const bool x_aligned = is_aligned(x + head_of(out));
   const bool base_aligned = is_aligned(base + head_of(out));
-  const auto get = [&](int64_t i, auto width) {
+  const auto get = [&](int32_t i, auto width) {
     constexpr int kEach = decltype(width)::value;
     Operands<X, Out, kEach, kHasBase> operands;
     operands.x = load<kEach>(x + i, x_aligned);
@@ -40,14 +40,15 @@ __device__ void pack_chunk(const X* x, const Out* base, Out* out, int64_t size, 
   for_each_batch<kWidth<X, Out>>(out, size, get, [&](const auto& batch, const auto& places) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {
-      constexpr int kEach = sizeof(batch[0].x) / sizeof(X);
+      constexpr int kEach = std::decay_t<decltype(batch[0].x)>::kCount;
       Vec<Out, kEach> result;
 #pragma unroll
       for (int k = 0; k < kEach; ++k) {
-        Wide value = cast_to<Wide>(batch[i].x.at[k]);
-        if constexpr (kHasBase) value -= cast_to<Wide>(batch[i].base.at[k]);
-        result.at[k] = cast_to<Out>(factor * value);
-        if constexpr (std::is_same_v<X, Out>) result.at[k] = is_copy ? batch[i].x.at[k] : result.at[k];
+        Wide value = cast_to<Wide>(batch[i].x[k]);
+        if constexpr (kHasBase) value -= cast_to<Wide>(batch[i].base[k]);
+        Out scaled = cast_to<Out>(factor * value);
+        if constexpr (std::is_same_v<X, Out>) scaled = is_copy ? batch[i].x[k] : scaled;
+        result.set(k, scaled);
       }
       if (places[i] >= 0) store(out + places[i], result);
     }
@@ -55,8 +56,8 @@ __device__ void pack_chunk(const X* x, const Out* base, Out* out, int64_t size, 
 }
 
 template <typename Out>
-__device__ void write_zeros(Out* out, int64_t size) {
-  const auto get = [](int64_t, auto width) { return Vec<Out, decltype(width)::value>{}; };
+__device__ void write_zeros(Out* out, int32_t size) {
+  const auto get = [](int32_t, auto width) { return Vec<Out, decltype(width)::value>{}; };
   for_each_batch<kWidth<Out>>(out, size, get, [&](const auto& zeros, const auto& places) {
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(places) / sizeof(places[0])); ++i) {

@@ -9,6 +9,7 @@ namespace {
 struct Sgd {
   using Rule = SgdRule;
   static constexpr int kStates = 1;  // the momentum buffer
+  static constexpr int kBlocks = 4;
 
   struct Numbers {
     double lr;
@@ -37,7 +38,7 @@ struct Sgd {
 
   // g <- grad + weight_decay x, b <- momentum b + (1 - dampening) g, x - lr b; Nesterov: x - lr (g + momentum b). What
   // is off is left out: its product with an infinite operand would not be 0.
-  template <typename T>
+  template <typename X, typename T>
   __device__ static T updated(T x, T grad, T (&states)[kStates], const Factors<T>& factors) {
     T direction = factors.sign * grad;
     if (factors.weight_decay != 0) direction += factors.weight_decay * x;
@@ -52,7 +53,7 @@ struct Sgd {
 
 }  // namespace
 
-void launch_step(const StepArguments<SgdRule>& arguments, StepKinds kinds, cudaStream_t stream) {
+void launch_step(const StepArguments<SgdRule>& arguments, Kinds kinds, cudaStream_t stream) {
   launch_kernels<Sgd>(arguments, kinds, stream);
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <tuple>
 
+#include "copies.h"
 #include "cuda/kernels.h"
 #include "cuda/step_arguments.cuh"
 
@@ -76,8 +77,8 @@ StepOperands operands_of(const StepLayer& layer, int64_t settings, bool has_norm
 
 class CudaStepper : public Stepper {
  public:
-  CudaStepper(const std::vector<int64_t>& numels, at::Device device)
-      : numels_(numels), table_(numels, device, true, sizeof(StepOperands)) {}
+  CudaStepper(at::TensorList params, at::Device device)
+      : numels_(numels_of(params)), table_(params, device, true, sizeof(StepOperands)) {}
 
   bool can_step(const std::vector<StepLayer>& layers, const StepTensors& tensors) const override {
     const c10::cuda::CUDAGuard guard(table_.device());
@@ -103,10 +104,7 @@ class CudaStepper : public Stepper {
   template <typename Rule>
   void launch(const std::vector<StepLayer>& layers, const StepTensors& tensors) {
     SettingsList<Rule> settings;
-    StepKinds kinds = {};
     for (size_t i = 0; i < layers.size(); ++i) {
-      const bool is_double = layers[i].param.dtype == at::kDouble;
-      kinds = {kinds.has_double || is_double, kinds.has_narrower || !is_double};
       table_.set(i, layers[i].param, numels_[i]);
       table_.set_operands(i, operands_of(layers[i], settings.place_of(layers[i]), tensors.norms.has_value()));
     }
@@ -120,7 +118,7 @@ class CudaStepper : public Stepper {
       arguments.first = first;
       arguments.count = std::min(kMostSettings, settings.size() - first);
       std::copy_n(settings.data() + first, arguments.count, arguments.settings);
-      launch_step(arguments, kinds, c10::cuda::getCurrentCUDAStream());
+      launch_step(arguments, table_.kinds(), c10::cuda::getCurrentCUDAStream());
     }
   }
 
@@ -130,8 +128,8 @@ class CudaStepper : public Stepper {
 
 }  // namespace
 
-std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>& numels, at::Device device) {
-  return std::make_unique<CudaStepper>(numels, device);
+std::unique_ptr<Stepper> make_stepper(at::TensorList params, at::Device device) {
+  return std::make_unique<CudaStepper>(params, device);
 }
 
 }  // namespace grawa::cuda

@@ -58,13 +58,7 @@ struct StepArguments {
 
 static_assert(sizeof(StepArguments<SgdRule>) <= 4096 && sizeof(StepArguments<AdamwRule>) <= 4096);
 
-// Which kernels a list of layers needs: float64 takes more registers, and has one of its own.
-struct StepKinds {
-  bool has_double;
-  bool has_narrower;
-};
-
-void launch_step(const StepArguments<SgdRule>& arguments, StepKinds kinds, cudaStream_t stream);
-void launch_step(const StepArguments<AdamwRule>& arguments, StepKinds kinds, cudaStream_t stream);
+void launch_step(const StepArguments<SgdRule>& arguments, Kinds kinds, cudaStream_t stream);
+void launch_step(const StepArguments<AdamwRule>& arguments, Kinds kinds, cudaStream_t stream);
 
 }  // namespace grawa::cuda

@@ -48,7 +48,7 @@ class StepTable:
     """
 
     def __init__(self, algorithm: Literal["sgd", "adamw"], params: Sequence[Tensor], groups: Sequence[int]) -> None:
-        self._compiled: Any = _C.StepTable(algorithm, list(params), list(groups))
+        self._compiled = _C.StepTable(algorithm, list(params), list(groups))
 
     def set_targets(
         self,
@@ -99,5 +99,4 @@ class StepTable:
         Raises:
             RuntimeError: if an argument differs from that, or another thread is in this call.
         """
-        made: bool = self._compiled.step(state, hyperparameters, pull, norms, grad_scale, found_inf)
-        return made
+        return self._compiled.step(state, hyperparameters, pull, norms, grad_scale, found_inf)

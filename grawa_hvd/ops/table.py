@@ -1,7 +1,6 @@
 """A fixed list of parameters, prepared once: passing a list costs as much as the work on small models."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ class LayerTable:
         self._shapes = [param.shape for param in self._params]
         self._numel = sum(param.numel() for param in self._params)
         self._device: torch.device | None = None
-        self._compiled: Any = self._compile()
+        self._compiled = self._compile()
         self._grad_norms = torch.empty(0)
 
     @property
@@ -47,9 +46,9 @@ class LayerTable:
         Raises:
             RuntimeError: if a gradient has an unsupported dtype or another number of elements than its parameter.
         """
-        if self._use_compiled():
-            compiled: Tensor = self._compiled.grad_norms()
-            return compiled
+        compiled = self._current()
+        if compiled is not None:
+            return compiled.grad_norms()
         return self._grad_norms_by_ops()
 
     def norms(self) -> Tensor:
@@ -58,9 +57,9 @@ class LayerTable:
         Returns:
             Norms, shape [layers], float32, or float64 if any parameter is; a new tensor.
         """
-        if self._use_compiled():
-            compiled: Tensor = self._compiled.norms()
-            return compiled
+        compiled = self._current()
+        if compiled is not None:
+            return compiled.norms()
         if not self._params:
             return torch.empty(0)
         norms: Tensor = torch.ops.grawa.layer_norms(self._params)
@@ -77,8 +76,9 @@ class LayerTable:
         Raises:
             RuntimeError: if a dtype, a shape or a device is wrong, or `out` shares memory with a parameter.
         """
-        if self._use_compiled():
-            self._compiled.pack(weights, out, base)
+        compiled = self._current()
+        if compiled is not None:
+            compiled.pack(weights, out, base)
         else:
             torch.ops.grawa.pack(self._in_wire_order(), weights, out, base)
 
@@ -93,8 +93,9 @@ class LayerTable:
         Raises:
             RuntimeError: if a dtype, a shape or a device is wrong, or `center` shares memory with a parameter.
         """
-        if self._use_compiled():
-            self._compiled.blend_(center, pull, distances)
+        compiled = self._current()
+        if compiled is not None:
+            compiled.blend_(center, pull, distances)
             return
         tensors = self._in_wire_order()
         torch.ops.grawa.blend_(tensors, center, pull, distances)
@@ -103,7 +104,7 @@ class LayerTable:
                 if tensor is not param:
                     param.copy_(tensor)
 
-    def _compile(self) -> Any:
+    def _compile(self) -> _C.LayerTable | None:
         """The table of C++ for where the parameters are now, or None where there are no kernels for that device."""
         devices = {param.device for param in self._params}
         with_kernels = {"cpu", "cuda"} if _C.build_info()["cuda_architectures"] else {"cpu"}
@@ -112,11 +113,11 @@ class LayerTable:
         self._device = next(iter(devices), None)
         return _C.LayerTable(self._params, self._strides)
 
-    def _use_compiled(self) -> bool:
+    def _current(self) -> _C.LayerTable | None:
         # Models are moved whole: the kernels refuse a list of which a part is elsewhere.
         if self._compiled is None or (self._params and self._params[0].device != self._device):
             self._compiled = self._compile()
-        return self._compiled is not None
+        return self._compiled
 
     def _in_wire_order(self) -> list[Tensor]:
         tensors = []

@@ -33,7 +33,7 @@ def test_measures_every_way_beside_the_bare_optimizer(tmp_path: Path, capsys: py
 
 
 def test_a_wrong_step_is_noticed() -> None:
-    all_ways = local_step.ways("resnet20", "SGD")
+    all_ways = local_step.ways("resnet20", "SGD", "cpu")
     with torch.no_grad():
         all_ways[2].parameters[0].mul_(1.01)
     bare, ours = all_ways[0], all_ways[2]

@@ -215,6 +215,47 @@ def test_overflow_under_grad_scaler_skips_the_update_on_that_rank_alone() -> Non
     assert apart(*models) < TOLERANCE
 
 
+@pytest.fixture
+def kernels_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handle refuses what it refuses on CUDA: to count on the host what only the device knows to have happened."""
+    step = ops.StepTable.step
+
+    def refusing(self: ops.StepTable, state: Any, hyperparameters: Any, pull: float, norms: Tensor | None,
+                 grad_scale: Tensor | None, found_inf: Tensor | None) -> bool:  # fmt: skip
+        counts = [entry["step"] for entry in state.values() if "step" in entry]
+        if found_inf is not None and any(count.is_cpu for count in counts):
+            return False
+        return step(self, state, hyperparameters, pull, norms, grad_scale, found_inf)
+
+    monkeypatch.setattr(ops.StepTable, "step", refusing)
+
+
+def test_adamw_that_counts_on_the_host_stays_fused_under_grad_scaler(
+    kernels_of_cuda: None, steps_made: list[bool], rank: int
+) -> None:
+    models, optimizers = [mlp(), mlp()], []
+    for model, fused in zip(models, (True, False), strict=True):
+        optimizer = wrap(model, torch.optim.AdamW(model.parameters(), lr=0.01), period=4, proximity=0.4, fused=fused)
+        optimizers.append(optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            scaler.scale(loss_of(model, step)).backward()
+            if step == 5 and rank == 1:
+                model[0].weight.grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+    overflows = int(rank == 1)
+    # The first step makes the state, and is torch's; at the overflow no step is made at all.
+    assert steps_made == [False] + [True] * (STEPS - 1 - overflows)
+    assert apart(*models) < TOLERANCE
+    assert optimizers[0].rounds == optimizers[1].rounds == 2
+    for model, optimizer in zip(models, optimizers, strict=True):
+        assert {float(optimizer.state[p]["step"]) for p in model.parameters()} == {STEPS - overflows}
+    scores = [optimizer.last_round.scores for optimizer in optimizers]
+    assert float((scores[0] - scores[1]).abs().max() / scores[1].max()) < TOLERANCE
+
+
 def test_one_pass_leaves_gradients_unscaled_as_torch_does() -> None:
     model = mlp()
     optimizer = wrap(model, period=100)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import Tensor
 
 from grawa_hvd.averaging import (
     GRAWA,
@@ -19,6 +23,7 @@ from grawa_hvd.averaging import (
     Observed,
     Uniform,
     inverse_norm_weights,
+    inverse_weights,
     policy,
     raise_to_floor,
 )
@@ -40,43 +45,89 @@ matrices = hnp.arrays(
 )
 
 
-@given(matrices)
-def test_columns_of_weights_sum_to_one(scores: np.ndarray) -> None:
-    weights = inverse_norm_weights(torch.from_numpy(scores))
+@dataclass(frozen=True)
+class ByLoss(Averaging):
+    uses_gradients: ClassVar[bool] = False
+
+    def scores(self, observed: Observed) -> Tensor:
+        return observed.losses[:, None].expand_as(observed.norms)
+
+
+both = pytest.mark.parametrize("weights_of", [inverse_weights, inverse_norm_weights])
+
+
+@both
+@given(scores=matrices)
+def test_columns_of_weights_sum_to_one(scores: np.ndarray, weights_of: Callable[[Tensor], Tensor]) -> None:
+    weights = weights_of(torch.from_numpy(scores))
     # A sum of M terms in [0, 1], each the result of two roundings.
     torch.testing.assert_close(weights.sum(0), torch.ones(scores.shape[1], dtype=torch.float64), rtol=0,
                                atol=4 * len(scores) * EPSILON)  # fmt: skip
     assert (weights >= 0).all()
 
 
-@given(matrices, st.integers(-400, 400))
-def test_weights_do_not_depend_on_the_unit_of_the_scores(scores: np.ndarray, exponent: int) -> None:
+@both
+@given(scores=matrices, exponent=st.integers(-400, 400))
+def test_weights_do_not_depend_on_the_unit_of_the_scores(
+    scores: np.ndarray, exponent: int, weights_of: Callable[[Tensor], Tensor]
+) -> None:
     original = torch.from_numpy(scores)
     scaled = original * 2.0**exponent
-    assert torch.equal(inverse_norm_weights(scaled), inverse_norm_weights(original))
+    assert torch.equal(weights_of(scaled), weights_of(original))
 
 
+@both
 @pytest.mark.parametrize("unit", [1e-300, 1e-30, 1.0, 1e30, 1e300])
-def test_weights_are_inversely_proportional(unit: float) -> None:
-    weights = inverse_norm_weights(torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64) * unit)
+def test_weights_are_inversely_proportional(unit: float, weights_of: Callable[[Tensor], Tensor]) -> None:
+    weights = weights_of(torch.tensor([[1.0], [2.0], [4.0]], dtype=torch.float64) * unit)
     torch.testing.assert_close(weights.flatten(), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7)
 
 
-def test_equal_scores_weigh_equally() -> None:
-    weights = inverse_norm_weights(torch.full((4, 3), 0.3, dtype=torch.float64))
+@both
+@pytest.mark.parametrize("score", [0.0, 0.3])
+def test_equal_scores_weigh_equally(score: float, weights_of: Callable[[Tensor], Tensor]) -> None:
+    weights = weights_of(torch.full((4, 3), score, dtype=torch.float64))
     assert torch.equal(weights, torch.full((4, 3), 0.25, dtype=torch.float64))
 
 
-def test_a_zero_score_has_no_weight_while_another_is_positive() -> None:
+def test_a_score_of_zero_is_the_limit_of_small_ones() -> None:
+    scores = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1e-300, 5.0]], dtype=torch.float64)
+    expected = torch.tensor([[1.0, 0.5], [0.0, 0.5], [0.0, 0.0]], dtype=torch.float64)
+    assert torch.equal(inverse_weights(scores), expected)
+
+
+def test_a_loss_of_zero_is_the_best_and_one_that_is_missing_has_no_weight() -> None:
+    norms = torch.zeros(3, 2, dtype=torch.float64)
+    for losses, expected in (([0.0, 1.0, 2.0], [1.0, 0.0, 0.0]), ([math.nan, 1.0, 3.0], [0.0, 0.75, 0.25])):
+        seen = Observed(norms, torch.tensor(losses, dtype=torch.float64), norms[:, 0], norms[:, 0])
+        weights = ByLoss().weights(ByLoss().scores(seen))
+        torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64)[:, None].expand(3, 2))
+
+
+def test_a_floor_raises_a_loss_of_zero() -> None:
+    """The median is 2, half of it 1."""
+    weights = ByLoss(floor=0.5).weights(torch.tensor([[0.0], [2.0], [4.0]], dtype=torch.float64))
+    torch.testing.assert_close(weights.flatten(), torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64) / 7)
+
+
+def test_a_negative_score_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"ByLoss\.scores must be at least 0, but -0\.5 is one"):
+        ByLoss().weights(torch.tensor([[math.nan], [1.0], [-0.5]], dtype=torch.float64))
+
+
+def test_a_norm_of_zero_has_no_weight_while_another_is_positive() -> None:
     weights = inverse_norm_weights(torch.tensor([[0.0, 0.0], [2.0, 0.0], [2.0, 0.0]], dtype=torch.float64))
     third = 1 / 3
     expected = torch.tensor([[0.0, third], [0.5, third], [0.5, third]], dtype=torch.float64)
     torch.testing.assert_close(weights, expected)
 
 
+@both
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_row_that_is_not_finite_has_no_weight_in_any_column(bad: float) -> None:
-    weights = inverse_norm_weights(torch.tensor([[bad, 1.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64))
+def test_a_row_that_is_not_finite_has_no_weight_in_any_column(
+    bad: float, weights_of: Callable[[Tensor], Tensor]
+) -> None:
+    weights = weights_of(torch.tensor([[bad, 1.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64))
     expected = torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
     assert torch.equal(weights, expected)
 
@@ -115,7 +166,7 @@ def test_a_floor_bounds_the_ratio_of_weights() -> None:
 
 def test_a_floor_leaves_zeros_and_absent_workers_alone() -> None:
     scores = torch.tensor([[0.0], [math.nan], [1.0], [3.0], [0.1]], dtype=torch.float64)
-    raised = raise_to_floor(scores, 0.5)
+    raised = raise_to_floor(scores, 0.5, counted=scores > 0)
     assert raised[[0, 2, 3, 4], 0].tolist() == [0.0, 1.0, 3.0, 0.5]
     assert raised[1, 0].isnan()
 

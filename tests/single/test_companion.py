@@ -20,9 +20,27 @@ WORKERS, LAYERS, ROOM = 3, 2, 5
 
 @dataclass(frozen=True)
 class OfTheUser(POLICIES["lgrawa"]):  # type: ignore[misc]
-    """Derived from a policy that is separable, and not known to be so itself."""
+    """Derived from a policy that has factors, and not known to weigh by them itself."""
 
     uses_gradients: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class BySamples(Averaging):
+    """Weights proportional to the samples: a policy of the user's with factors of its own."""
+
+    uses_gradients: ClassVar[bool] = False
+
+    def scores(self, observed: Observed) -> Tensor:
+        return 1 / observed.samples[:, None].expand_as(observed.norms)
+
+    def factors(self, observed: Observed) -> Tensor:
+        return observed.samples[:, None].expand_as(observed.norms)
+
+
+def seen(norms: Tensor, samples: Tensor | None = None) -> Observed:
+    unknown = torch.full((len(norms),), torch.nan, dtype=torch.float64)
+    return Observed(norms, unknown, unknown, unknown if samples is None else samples)
 
 
 def layout_of(seed: int, dtypes: list[torch.dtype], groups: int | None = None) -> Layout:
@@ -43,7 +61,7 @@ class Workers:
     def round(self, scores: Tensor, usable: Tensor) -> list[list[Tensor] | None]:
         """Each worker's average of the parameters, or None; as a round goes, without Horovod."""
         wires = [
-            companion.packed(companion.factors(scores[number][None], usable[number][None])[0], room=ROOM)
+            companion.packed(companion.factors(seen(scores[number][None]), usable[number][None])[0], room=ROOM)
             for number, companion in enumerate(self.companions)
         ]
         total = torch.stack(wires).sum(dim=0)
@@ -51,7 +69,7 @@ class Workers:
             wire.copy_(total)
             wire[-ROOM:] = torch.nan  # what is not the model's must not get into it
         masked = scores.masked_fill(~usable[:, None], torch.nan)
-        found = [companion.averages(masked, usable) for companion in self.companions]
+        found = [companion.averages(seen(masked), usable) for companion in self.companions]
         return [None if one is None else self._parts(one) for one in found]
 
     def _parts(self, received: list) -> list[Tensor]:  # type: ignore[type-arg]
@@ -125,8 +143,7 @@ def test_which_models_and_policies_are_fit(policy: type[Averaging]) -> None:
     assert is_fit_for_companion(small, policy())
     assert is_fit_for_companion(layout_of(0, [torch.float64] * 2), policy())
     assert not is_fit_for_companion(layout_of(0, [torch.float32, torch.float64]), policy())
-    assert not is_fit_for_companion(small, policy(floor=0.5))
-    assert not is_fit_for_companion(small, OfTheUser())
+    assert is_fit_for_companion(small, policy(floor=0.5)) == (policy is POLICIES["uniform"])
     assert not is_fit_for_companion(layout_of(0, [torch.float32, torch.bfloat16]), policy())
     assert not is_fit_for_companion(layout_of(0, []), policy())
     for extra, fit in ((0, True), (1, False)):
@@ -134,11 +151,52 @@ def test_which_models_and_policies_are_fit(policy: type[Averaging]) -> None:
         assert is_fit_for_companion(model, policy()) == fit
 
 
+def test_only_policies_that_write_factors_are_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever they derive from, and whether they have a name or not."""
+    small = layout_of(0, [torch.float32] * 2)
+    assert is_fit_for_companion(small, BySamples())
+    assert not is_fit_for_companion(small, OfTheUser())
+    monkeypatch.setitem(POLICIES, "of the user", OfTheUser)
+    assert not is_fit_for_companion(small, OfTheUser())
+
+
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_a_worker_scores_itself_as_the_others_score_it(policy: type[Averaging]) -> None:
+def test_a_worker_weighs_itself_as_the_others_weigh_it(policy: type[Averaging]) -> None:
     """Its factor is computed from its own row alone: to three roundings of a sum of squares the same."""
     norms = torch.rand(WORKERS, 50, dtype=torch.float64) * torch.logspace(-9, 9, 50, dtype=torch.float64)
-    nothing = torch.full((WORKERS,), torch.nan, dtype=torch.float64)
-    together = policy().scores(Observed(norms, nothing, nothing, nothing))
-    alone = [policy().scores(Observed(row[None], *[nothing[:1]] * 3)) for row in norms]
-    torch.testing.assert_close(torch.cat(alone), together, rtol=50 * 2**-53, atol=0)
+    together = policy().factors(seen(norms))
+    alone = [policy().factors(seen(row[None])) for row in norms]
+    assert together is not None
+    torch.testing.assert_close(torch.cat(alone), together, rtol=50 * 2**-53, atol=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_weights_are_the_factors_over_their_sum(policy: type[Averaging]) -> None:
+    norms = torch.rand(WORKERS, 50, dtype=torch.float64) + 0.1
+    norms[1, :10] = 0.0  # which tells nothing
+    if policy is not POLICIES["lgrawa"]:
+        norms[1] = 0.0
+    factors = policy().factors(seen(norms))
+    assert factors is not None
+    weights = policy().weights(policy().scores(seen(norms)))
+    torch.testing.assert_close(weights, factors / factors.sum(dim=0), rtol=8 * 2**-53, atol=0)
+
+
+def test_factors_may_come_from_reports_and_one_that_is_missing_does_not_count() -> None:
+    layouts = [layout_of(seed, [torch.float32] * LAYERS) for seed in range(WORKERS)]
+    companions = [Companion(layout, BySamples()) for layout in layouts]
+    samples = torch.tensor([1.0, torch.nan, 3.0], dtype=torch.float64)
+    finite, nothing, unknown = torch.tensor([True]), torch.empty(0, dtype=torch.float64), samples.new_tensor(torch.nan)
+    own = [
+        companion.own_factors(nothing, torch.stack([unknown, unknown, count]), finite)
+        for companion, count in zip(companions, samples, strict=True)
+    ]
+    assert [factors.tolist() for factors in own] == [[1.0] * LAYERS, [0.0] * LAYERS, [3.0] * LAYERS]
+    norms = torch.zeros(WORKERS, LAYERS, dtype=torch.float64)
+    wires = [companion.packed(factors, ROOM) for companion, factors in zip(companions, own, strict=True)]
+    wires[0].copy_(torch.stack(wires).sum(dim=0))
+    answer = companions[0].averages(seen(norms, samples), torch.ones(WORKERS, dtype=torch.bool))
+    assert answer is not None
+    found = answer[0].sum.divide_into(layouts[0].buckets[0].new_buffer())  # type: ignore[attr-defined]
+    first, _, last = (torch.cat([p.detach().flatten() for p in layout.parameters]) for layout in layouts)
+    torch.testing.assert_close(found, (first + 3 * last) / 4, rtol=0, atol=4 * 2**-23)

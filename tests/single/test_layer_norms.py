@@ -68,6 +68,16 @@ def test_agrees_with_the_reference_on_views(device: str, dtype: torch.dtype) -> 
 
 
 @on_devices
+def test_sums_of_more_chunks_than_a_block_adds_at_once(device: str) -> None:
+    """On a GPU 3174 chunks, of which 256 threads take up to 12 each in one go."""
+    tensor = torch.full((13_000_000,), 3.0, dtype=torch.float64, device=device)
+    tensor[-1] = 4e4
+    for _ in range(2):  # the second finds nothing of the first
+        norm = ops.layer_norms([tensor]).item()
+        assert norm == pytest.approx(math.sqrt(9 * 12_999_999 + 16e8), rel=1e-11, abs=0)
+
+
+@on_devices
 @pytest.mark.parametrize(
     ("dtype", "elements", "norm"),
     [

@@ -1,4 +1,4 @@
-"""scripts/make_wheels.py and carried.py: which Python, which packages, and what is unpacked where they were carried."""
+"""scripts/make_wheels.py and gpu_carried.py: which Python and packages, and what is unpacked where they arrive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import carried  # noqa: E402
+import gpu_carried  # noqa: E402
 import make_wheels  # noqa: E402
 
 
@@ -49,7 +49,7 @@ def test_why_no_python_will_do_is_told(home: Path) -> None:
 
 
 def test_packages_that_are_carried_are_small_and_enough() -> None:
-    wanted = " ".join(carried.small_requirements((ROOT / "pyproject.toml").read_text()))
+    wanted = " ".join(gpu_carried.small_requirements((ROOT / "pyproject.toml").read_text()))
     assert "numpy" not in wanted and "torch" not in wanted
     for name in ("cloudpickle", "psutil", "pytest-timeout", "ninja", "setuptools"):
         assert name in wanted
@@ -75,22 +75,22 @@ def test_only_what_is_missing_is_unpacked_and_builds_keep_apart(tmp_path: Path) 
     make_wheel(wheels, "pytest_timeout")  # and this in one that will not
     make_wheel(wheels, "grawa_made_up")
     make_wheel(wheels / "nccl", "horovod")
-    site = carried.unpack(wheels, tmp_path / "site", ["pytest>=8.4", "pytest-timeout>=999"])
+    site = gpu_carried.unpack(wheels, tmp_path / "site", ["pytest>=8.4", "pytest-timeout>=999"])
     assert (site / "small" / "grawa_made_up").is_dir() and (site / "small" / "pytest_timeout").is_dir()
     assert not (site / "small" / "pytest").exists()
-    assert carried.has(site, carried.NCCL) and not carried.has(site, carried.GLOO)
-    variables = carried.variables(site, carried.NCCL, tmp_path)
+    assert gpu_carried.has(site, gpu_carried.NCCL) and not gpu_carried.has(site, gpu_carried.GLOO)
+    variables = gpu_carried.variables(site, gpu_carried.NCCL, tmp_path)
     assert variables["PYTHONPATH"].split(os.pathsep)[:3] == [str(tmp_path), str(site / "nccl"), str(site / "small")]
     where = "import horovod, grawa_made_up; print(horovod.__file__)"
     told = subprocess.run(
         [sys.executable, "-c", where], env={**os.environ, **variables}, capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == str(site / "nccl" / "horovod" / "__init__.py")
-    assert not carried.imports(variables)  # this one has no horovod.torch
+    assert not gpu_carried.imports(variables)  # this one has no horovod.torch
 
 
 def test_wheels_for_another_python_are_refused_by_name(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path / "wheels" / "nccl", "horovod")
     wheel.rename(wheel.with_name("horovod-1-cp27-cp27m-manylinux_2_28_x86_64.whl"))
     with pytest.raises(SystemExit, match=r"nccl do not fit this Python"):
-        carried.unpack(tmp_path / "wheels", tmp_path / "site", [])
+        gpu_carried.unpack(tmp_path / "wheels", tmp_path / "site", [])

@@ -10,15 +10,20 @@ import torch
 from grawa_hvd.report import Reported
 
 
+def row(reported: Reported) -> list[float]:
+    values: list[float] = reported.row(torch.device("cpu")).tolist()
+    return values
+
+
 def test_means_of_losses_and_accuracies_and_the_sum_of_samples() -> None:
     reported = Reported()
     reported.add(loss=1.0, accuracy=0.5, samples=32)
     reported.add(loss=torch.tensor(3.0), samples=16)
-    assert reported.row() == [2.0, 0.5, 48.0]
+    assert row(reported) == [2.0, 0.5, 48.0]
 
 
 def test_nothing_reported_is_nan() -> None:
-    assert all(math.isnan(value) for value in Reported().row())
+    assert all(math.isnan(value) for value in row(Reported()))
 
 
 def test_a_tensor_that_changes_later_counts_as_it_was() -> None:
@@ -26,15 +31,45 @@ def test_a_tensor_that_changes_later_counts_as_it_was() -> None:
     reported.add(loss=loss * 1)
     with torch.no_grad():
         loss.fill_(100.0)
-    assert reported.row()[0] == 2.0
+    assert row(reported)[0] == 2.0
 
 
-def test_state_survives_a_checkpoint() -> None:
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.int64])
+def test_tensors_of_one_number_and_plain_numbers_add_up_in_float64(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    reported = Reported()
+    for value in (0.1, torch.full(shape, 3, dtype=dtype), 0.2, torch.full(shape, 2**24 + 1, dtype=torch.int64)):
+        reported.add(samples=value)
+    assert row(reported)[2] == 0.1 + 3 + 0.2 + 2**24 + 1
+
+
+def test_a_report_in_inference_mode_can_be_added_to_outside_of_it() -> None:
+    reported = Reported()
+    with torch.inference_mode():
+        reported.add(loss=torch.ones(()))
+    reported.add(loss=torch.full((), 3.0, requires_grad=True))
+    with torch.inference_mode():
+        reported.add(loss=torch.full((), 5.0))
+    assert row(reported)[0] == 3.0
+
+
+def test_state_of_a_checkpoint_of_version_1_is_a_list_of_all_values() -> None:
+    reported = Reported()
+    reported.load({"loss": [1.0, 2.5], "accuracy": [], "samples": [32.0, 16.0]})
+    reported.add(loss=0.5)
+    means = row(reported)
+    assert means[0] == 4 / 3 and math.isnan(means[1]) and means[2] == 48
+
+
+def test_state_survives_a_checkpoint_to_the_bit() -> None:
+    """In float64, 0.1 + 0.2 + 0.3 is another number than 0.1 + (0.2 + 0.3)."""
     reported, other = Reported(), Reported()
-    reported.add(loss=torch.tensor(1.0), accuracy=0.25)
+    for number in (0.1, 0.2):
+        reported.add(loss=torch.tensor(number, dtype=torch.float64), accuracy=number)
     other.load(reported.state())
-    other.add(loss=3.0)
-    assert other.row()[:2] == [2.0, 0.25]
+    for whole in (reported, other):
+        whole.add(loss=torch.tensor(0.3, dtype=torch.float64), accuracy=0.3)
+    assert row(other)[:2] == row(reported)[:2] == [(0.1 + 0.2 + 0.3) / 3] * 2
 
 
 @pytest.mark.parametrize(

@@ -57,16 +57,40 @@ def test_is_as_exact_as_torch(device: str, dtype: torch.dtype, function: Any, se
         assert_as_exact_as_torch(buffers, theirs.state(momenta), wanted.state(momenta))
 
 
+@on_devices
 @with_dtypes
 @pytest.mark.parametrize("magnitude", [0.0, 1e-30, 1e-6, 1.0, 1e4, 1e25])
-def test_norms_are_bitwise_those_of_layer_norms(dtype: torch.dtype, magnitude: float) -> None:
+def test_norms_are_bitwise_those_of_layer_norms(device: str, dtype: torch.dtype, magnitude: float) -> None:
     """Of any magnitude, though squares may leave the range of float, and of any number of pieces and chunks."""
-    grads = [(values(size, torch.float64) * magnitude).to(dtype) for size in (1, 127, 128, 1024, 1153, 16384, 33001)]
+    sizes = (1, 127, 128, 1024, 1153, 16384, 33001)
+    grads = [(values(size, torch.float64) * magnitude).to(dtype).to(device) for size in sizes]
     params = [torch.zeros_like(grad) for grad in grads]
-    norms = torch.empty(len(grads), dtype=torch.float64)
+    norms = torch.empty(len(grads), dtype=torch.float64, device=device)
     ops.sgd_step_(params, grads, [], torch.tensor(0.1), 0.0, 0.0, 0.0, False, False, norms=norms)
-    wide = torch.empty(0, dtype=torch.float64)  # so that the norms are not rounded to float
+    wide = torch.empty(0, dtype=torch.float64, device=device)  # so that the norms are not rounded to float
     assert torch.equal(norms.nan_to_num(-2), ops.layer_norms([*grads, wide])[:-1].nan_to_num(-2))
+
+
+@on_devices
+@with_dtypes
+@pytest.mark.parametrize("center_dtype", DTYPES, ids=name)
+def test_norms_are_those_of_layer_norms_wherever_operands_lie(
+    device: str, dtype: torch.dtype, center_dtype: torch.dtype
+) -> None:
+    """Whether the parameter lies to whole words as its gradient does, and the center too, or is of another dtype."""
+    sizes = (5, 1000, 4099, 33001)
+    flat = values(sum(sizes) + len(sizes), dtype, device, seed=1)
+    params = [part[1:] for part in flat.split([size + 1 for size in sizes])]
+    grads = [values(size, dtype, device) for size in sizes]
+    wanted = [param.clone() for param in params]
+    center = values(sum(sizes), center_dtype, device, seed=2)
+    norms = torch.empty(len(sizes), dtype=torch.float64, device=device)
+    pull, setting = torch.full_like(norms, PULL), (torch.tensor(0.125), 0.0, 0.0, 0.0, False, False)
+    ops.sgd_step_(params, grads, [], *setting, center=center, pull=pull, norms=norms)
+    wide = torch.empty(0, dtype=torch.float64, device=device)  # so that the norms are not rounded to float
+    assert torch.equal(norms, ops.layer_norms([*grads, wide])[:-1])
+    ops.sgd_step_(wanted, grads, [], *setting, center=center, pull=pull)
+    assert all(torch.equal(param, want) for param, want in zip(params, wanted, strict=True))
 
 
 @on_devices

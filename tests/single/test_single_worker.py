@@ -104,3 +104,11 @@ def test_consensus_of_one_is_its_own_model() -> None:
     assert torch.equal(model.weight, own)
     assert optimizer.last_round is None
     assert optimizer.center is None
+
+
+def test_a_checkpoint_of_another_version_is_refused() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = grawa_hvd.DistributedGrawaOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    state = {**optimizer.state_dict(), "grawa": {"version": 3}}
+    with pytest.raises(ValueError, match=r"grawa version must be one of \(1, 2\), but is 3"):
+        optimizer.load_state_dict(state)

@@ -15,3 +15,9 @@ inline int cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyK
   std::memcpy(to, from, bytes);
   return 0;
 }
+
+inline int cudaMemsetAsync(void* place, int byte, size_t bytes, cudaStream_t) {
+  if (!emulator::is_device_memory(place)) emulator::fail("memory that is set is not the device's");
+  std::memset(place, byte, bytes);
+  return 0;
+}

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import setup_environment
 
 # PyTorch comes with numpy on a GPU machine; the libraries of the extra `examples` are as large, and not carried.
 TOO_LARGE = {"numpy"}
-BESIDE = ["tqdm"]
-NCCL, GLOO, SMALL = "nccl", "gloo", "small"
+BESIDE = ["tqdm", "pytest-xdist"]
+NCCL, GLOO, SMALL, EXTENSION = "nccl", "gloo", "small", "extension"
+SOURCES = "sources.key"  # what the extension was made of
 NO_GLOO = "Horovod without NCCL is not here: run `make wheels` where there is a network, and carry wheels/ here"
 
 
@@ -64,6 +66,27 @@ def unpack(wheels: Path, into: Path, requirements: list[str]) -> Path:
             if subprocess.run(command, check=False).returncode:
                 sys.exit(f"the wheels in {wheels / folder if folder != SMALL else wheels} do not fit this Python")
     return into
+
+
+def put_extension(wheels: Path, root: Path) -> str:
+    """Put the extension that was carried into the package; returns why there is none that fits, or the empty string."""
+    library, key = wheels / EXTENSION / f"_C{suffix()}", wheels / EXTENSION / SOURCES
+    if not library.exists() or not key.exists():
+        return f"none for this Python was carried: {library.name}"
+    if key.read_text() != sources_key(root):
+        return "the one that was carried is of other sources: run `make wheels ARGS='--only extension'` again"
+    shutil.copy(library, root / "grawa_hvd")
+    return ""
+
+
+def suffix() -> str:
+    """What the names of extensions for this Python end in."""
+    return str(sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def sources_key(root: Path) -> str:
+    """Of all that the extension is compiled from."""
+    return setup_environment.tree_key(root)
 
 
 def has(site: Path, build: str) -> bool:

@@ -1,4 +1,4 @@
-"""scripts/stages.py: no stage stops the others, none outlives its time, and nothing that one started outlives it."""
+"""scripts/gpu_runner.py: no stage stops the others or outlives its time, and nothing that one started outlives it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from stages import Runner, Stage  # noqa: E402
+from gpu_runner import Runner, Stage  # noqa: E402
 
 
 def shell(tmp_path: Path, script: str, seconds: float = 60, **choices: object) -> Stage:
