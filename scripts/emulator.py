@@ -68,7 +68,8 @@ class Result:
 def run(tree: Path, folder: Path, arguments: Sequence[str], wanted: Pass) -> Result:
     """The tests of a source tree. Without an end they have failed."""
     tests = [f"tests/single/test_{name}.py" for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider", *tests, *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "emulated_cuda", "-p", "no:cacheprovider"]
+    command += [*tests, *arguments]
     env = {
         **os.environ,
         "GRAWA_EMULATOR": str(folder / wanted.variant.extension),
@@ -79,9 +80,8 @@ def run(tree: Path, folder: Path, arguments: Sequence[str], wanted: Pass) -> Res
     }
     start = time.monotonic()
     try:
-        finished = subprocess.run(
-            command, cwd=tree, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=MOST_SECONDS
-        )
+        output_to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        finished = subprocess.run(command, cwd=tree, env=env, timeout=MOST_SECONDS, check=False, **output_to)
         passed, output = finished.returncode == 0, finished.stdout
     except subprocess.TimeoutExpired:
         passed, output = False, f"no end after {MOST_SECONDS} s"
@@ -103,12 +103,12 @@ def check_mutants(results: Sequence[Result]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tree", type=Path, default=ROOT, metavar="DIR", help="another source tree (default: this one)")
-    parser.add_argument("--build", type=Path, metavar="DIR", help="where to build (default: build/emulator in the tree)")
-    names = [each.name for each in PASSES]
-    parser.add_argument("--passes", nargs="+", choices=names, help="those alone, and no mutants")
-    parser.add_argument("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", os.cpu_count() or 2)), metavar="N")
-    parser.add_argument("arguments", nargs="*", metavar="ARGUMENT", help="of pytest, after --")
+    add = parser.add_argument
+    add("--tree", type=Path, default=ROOT, metavar="DIR", help="another source tree (default: this one)")
+    add("--build", type=Path, metavar="DIR", help="where to build (default: build/emulator in the tree)")
+    add("--passes", nargs="+", choices=[each.name for each in PASSES], help="those alone, and no mutants")
+    add("--jobs", type=int, default=int(os.environ.get("MAX_JOBS", os.cpu_count() or 2)), metavar="N")
+    add("arguments", nargs="*", metavar="ARGUMENT", help="of pytest, after --")
     given = parser.parse_args()
     tree = given.tree.absolute()
     folder = (given.build or tree / "build" / "emulator").absolute()

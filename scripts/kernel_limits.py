@@ -58,7 +58,7 @@ def violations(usages: Iterable[ptxas.Usage], codes: Iterable[sass.Code], names:
 def _faults(limit: Limit, usage: ptxas.Usage, code: sass.Code) -> list[str]:
     blocks = sass.resident_blocks(usage.registers, usage.shared)
     faults = {
-        f"takes {usage.registers} registers: {blocks} blocks a multiprocessor, not {limit.blocks}": blocks < limit.blocks,
+        f"takes {usage.registers} registers: {blocks} blocks, not {limit.blocks}": blocks < limit.blocks,
         f"has {code.fences} MEMBAR.SC: at most {limit.fences}": code.fences > limit.fences,
         f"has {code.local} accesses to local memory": code.local > 0,
         f"has {code.word_loads} loads of 128 bits: at least {limit.loads}": code.word_loads < limit.loads,

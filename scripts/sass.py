@@ -1,4 +1,4 @@
-"""What the machine code of kernels says of itself, as nvdisasm prints it, and how many blocks a multiprocessor holds."""
+"""What the machine code of kernels shows, as nvdisasm prints it, and how many blocks a multiprocessor holds."""
 
 from __future__ import annotations
 

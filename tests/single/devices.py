@@ -3,6 +3,8 @@
 import torch
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# With where AdamW's counts of steps are: on the CPU, unless the optimizer is capturable.
+PLACES = [("cpu", "cpu"), *((device, place) for device in DEVICES[1:] for place in ("cpu", device))]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 # Around the block (1024) and the chunk (16384) of the kernels, empty, single and odd.
 SIZES = [0, 1, 2, 7, 31, 1023, 1025, 16384, 16385, 70001]
