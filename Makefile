@@ -5,7 +5,7 @@ TORCH ?=
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
 SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH)) --extras
-CSRC = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CSRC = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
 # In a launch of its own: after hundreds of other tests in one job, Horovod's making of process sets has hung (Gloo's
 # limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
@@ -91,9 +91,10 @@ format: ## ruff and clang-format, in place
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CSRC)
 
-cuda-check: ## compile the CUDA kernels without a GPU, list registers and spills; skipped without nvcc
-	@$(SETUP)
-	timeout 900 $(BIN)/python scripts/cuda_check.py $(ARGS)
+cuda-check: ## without a GPU: the CUDA kernels' tests on an emulator; with nvcc also their registers, machine code, link
+	@$(SETUP) test cuda-check
+	timeout 1500 $(BIN)/python scripts/emulator.py
+	timeout 900 $(BIN)/python scripts/cuda_check.py
 
 cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first time, 3 GB of download), and run their tests
 	@timeout 3600 $(PYTHON) scripts/cuda_load.py $(ARGS)

@@ -32,9 +32,7 @@ void Block::run(unsigned threads, const std::function<void()>& work, Order& orde
   check_all_done();
 }
 
-void Block::meet_all(const Site& site) {
-  meet(meeting_, 0, threads_, site);
-}
+void Block::meet_all(const Site& site) { meet(meeting_, 0, threads_, site); }
 
 const std::array<uint64_t, Warp::kLanes>& Block::meet_warp(uint64_t given, const Site& site) {
   const unsigned lane = here.thread.x % Warp::kLanes;

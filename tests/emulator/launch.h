@@ -31,9 +31,7 @@ void run(int64_t blocks, int64_t threads, const std::function<void()>& work);
 // `kernel<<<blocks, threads, 0, stream>>>` of the sources.
 template <typename Stream, typename... Parameters>
 auto configured(void (*kernel)(Parameters...), int64_t blocks, int64_t threads, int /*shared*/, const Stream&) {
-  return [=](Parameters... arguments) {
-    run(blocks, threads, [&] { kernel(arguments...); });
-  };
+  return [=](Parameters... arguments) { run(blocks, threads, [&] { kernel(arguments...); }); };
 }
 
 }  // namespace emulator

@@ -14,8 +14,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import cuda_check  # noqa: E402
 import cuda_load  # noqa: E402
+import kernel_limits  # noqa: E402
 import ptxas  # noqa: E402
+import sass  # noqa: E402
 import toolkit  # noqa: E402
+import torch_symbols  # noqa: E402
 
 PACK = "_ZN5grawa4cuda12_GLOBAL__N_111pack_kernelIfLb1EEEvNS0_4ViewENS0_7ScalarsEPKT_PS5_"
 LOG = f"""
@@ -113,12 +116,12 @@ def test_code_is_made_for_the_architectures_asked_for() -> None:
         cuda_check.code_flags("9.0 Hopper")
 
 
-def test_all_of_csrc_cuda_is_compiled_with_the_flags_of_setup(tmp_path: Path) -> None:
+def test_sources_are_compiled_with_the_flags_of_setup(tmp_path: Path) -> None:
     extra = {"cxx": ["-O3", "-std=c++20"], "nvcc": ["-lineinfo"]}
-    sources = ["csrc/library.cpp", "csrc/cpu/a.cpp", "csrc/cuda/a.cu", "csrc/cuda/b.cpp"]
-    extension = SimpleNamespace(sources=sources, extra_compile_args=extra, include_dirs=["csrc", "/torch"])
-    wanted = cuda_check.commands(extension, tmp_path, tmp_path, "9.0")
-    assert list(wanted) == ["csrc/cuda/a.cu", "csrc/cuda/b.cpp", "csrc/cuda/absent.cpp"]
+    extension = SimpleNamespace(extra_compile_args=extra, include_dirs=["csrc", "/torch"])
+    sources = ["csrc/cuda/a.cu", "csrc/cuda/b.cpp"]
+    wanted = cuda_check.commands(extension, sources, tmp_path, tmp_path, "9.0")
+    assert list(wanted) == sources
     assert wanted["csrc/cuda/a.cu"][0] == str(tmp_path / "bin" / "nvcc")
     assert {"-lineinfo", "-std=c++20", "-Xptxas=-v", "-gencode=arch=compute_90,code=sm_90"} <= set(
         wanted["csrc/cuda/a.cu"]
@@ -139,3 +142,51 @@ def test_functions_that_an_object_defines_are_found(tmp_path: Path) -> None:
     )
     subprocess.run(["g++", "-c", source, "-o", tmp_path / "a.o"], check=True, timeout=200)
     assert cuda_check.defined([tmp_path / "a.o"]) == {"grawa::f(long)"}
+
+
+SASS = """
+\t.headerflags\t@"EF_CUDA_SM90"
+.text.norms:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/                   LDG.E R8, desc[UR4][R2.64] ;
+        /*0030*/                   MEMBAR.SC.GPU ;
+        /*0040*/               @P1 STL [R1], R3 ;
+.text.pack:
+        /*0000*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+"""
+
+
+def test_machine_code_is_counted_a_kernel() -> None:
+    assert sass.codes(SASS) == [
+        sass.Code("norms", word_loads=1, word_stores=0, local=1, fences=1),
+        sass.Code("pack", word_loads=0, word_stores=1, local=0, fences=0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "blocks"), [(40, 0, 6), (41, 0, 5), (54, 0, 4), (8, 0, 8), (8, 100 * 1024, 2)]
+)
+def test_resident_blocks_are_those_of_the_cuda_guide(registers: int, shared: int, blocks: int) -> None:
+    assert sass.resident_blocks(registers, shared) == blocks
+
+
+def test_what_is_beyond_a_limit_is_named() -> None:
+    usage = ptxas.Usage("k", "sm_90", registers=80, stack=0, spills=0, shared=0)
+    code = sass.Code("k", word_loads=0, word_stores=0, local=2, fences=1)
+    found = kernel_limits.violations([usage], [code], {"k": "layer_norms_kernel<false>"})
+    assert found == [
+        "layer_norms_kernel<false> takes 80 registers: 3 blocks, not 6",
+        "layer_norms_kernel<false> has 1 MEMBAR.SC: at most 0",
+        "layer_norms_kernel<false> has 2 accesses to local memory",
+        "layer_norms_kernel<false> has 0 loads of 128 bits: at least 3",
+    ]
+    assert kernel_limits.violations([usage], [code], {"k": "new"}) == ["new has no limit in scripts/kernel_limits.py"]
+
+
+def test_a_symbol_that_neither_pytorch_nor_the_extension_has_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text("namespace at { void had(); void lacked(); } void f() { at::had(); at::lacked(); }")
+    (tmp_path / "b.cpp").write_text('namespace at { __attribute__((visibility("default"))) void had() {} }')
+    subprocess.run(["g++", "-c", "a.cpp"], cwd=tmp_path, check=True, timeout=200)
+    subprocess.run(["g++", "-shared", "-fPIC", "b.cpp", "-o", "b.so"], cwd=tmp_path, check=True, timeout=200)
+    assert torch_symbols.missing([tmp_path / "a.o"], [tmp_path / "b.so"]) == ["at::lacked()"]
