@@ -39,9 +39,9 @@ std::vector<int64_t> row_major_strides(const at::Tensor& tensor) {
 // The stride of a dimension of one element places nothing, and conversions change it at will.
 bool in_wire_order(const at::Tensor& tensor, at::IntArrayRef strides) {
   if (tensor.is_neg()) return false;
-  if (tensor.strides() == strides) return true;
-  for (int64_t dim = 0; dim < tensor.dim(); ++dim) {
-    if (tensor.size(dim) != 1 && tensor.stride(dim) != strides[dim]) return false;
+  const at::IntArrayRef own = tensor.strides();
+  for (size_t dim = 0; dim < own.size(); ++dim) {
+    if (own[dim] != strides[dim] && tensor.size(dim) != 1) return false;
   }
   return true;
 }

@@ -31,6 +31,15 @@ class Copies {
   std::vector<Copy> copies_;
 };
 
+// Of two short lists of numbers, for which the call of memcmp behind == would take longer than the comparison.
+inline bool is_same(at::IntArrayRef a, at::IntArrayRef b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
 std::vector<int64_t> row_major_strides(const at::Tensor& tensor);
 // Whether the tensor's memory holds its elements in the order that the strides give.
 bool in_wire_order(const at::Tensor& tensor, at::IntArrayRef strides);

@@ -22,9 +22,6 @@ void check_params(const std::vector<at::Tensor>& params) {
   }
 }
 
-// Tensor::grad() also asks whether the tensor is a leaf, to warn: as costly as the norm of a small layer.
-const at::Tensor& grad_of(const at::Tensor& param) { return param.unsafeGetTensorImpl()->grad(); }
-
 }  // namespace
 
 LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
@@ -54,7 +51,7 @@ void LayerTable::gather_params(Access access) {
     const Layer& layer = layers_[i];
     const at::Tensor& param = layer.param;
     check_list_entry(param, "params", i, device_);
-    TORCH_CHECK(param.sizes() == layer.sizes, "params[", i, "] has changed its shape from ",
+    TORCH_CHECK(is_same(param.sizes(), layer.sizes), "params[", i, "] has changed its shape from ",
                 at::IntArrayRef(layer.sizes), " to ", param.sizes(), ": build a new LayerTable");
     if (in_wire_order(param, layer.strides)) {
       work_.spans[i] = access == Access::kRead ? read_span(param) : write_span(param);

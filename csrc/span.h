@@ -40,6 +40,9 @@ inline bool overlap(const Span& a, int64_t a_numel, const Span& b, int64_t b_num
 // Whether memory order is an order of the elements, so that no copy is needed.
 inline bool is_dense(const at::Tensor& tensor) { return tensor.is_non_overlapping_and_dense() && !tensor.is_neg(); }
 
+// Tensor::grad() also asks whether the tensor is a leaf, to warn: as costly as the norm of a small layer.
+inline const at::Tensor& grad_of(const at::Tensor& param) { return param.unsafeGetTensorImpl()->grad(); }
+
 // Autograd cannot see writes through a pointer: it must be told, or a backward pass would silently use new values.
 inline void mark_written(const at::Tensor& tensor) {
   if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();

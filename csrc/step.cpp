@@ -1,6 +1,5 @@
 #include "step.h"
 
-#include <algorithm>
 #include <cmath>
 
 namespace grawa {
@@ -20,7 +19,7 @@ void count_steps(std::vector<StepLayer>& layers) {
     if (!layer.has_grad || layer.step.data == nullptr || !layer.step_on_host) continue;
     const double step =
         layer.step.dtype == at::kDouble ? advance<double>(layer.step.data) : advance<float>(layer.step.data);
-    const AdamwRule& rule = std::get<AdamwRule>(layer.rule);
+    const AdamwRule& rule = std::get<AdamwRule>(*layer.rule);
     // Nearly always the same for all layers.
     if (step != last_step || rule.beta1 != last_beta1 || rule.beta2 != last_beta2) {
       bias1 = 1 - std::pow(rule.beta1, step);
@@ -61,37 +60,6 @@ void check_rule(const StepRule& rule) {
   check_range(adamw.beta2, "beta2", adamw.beta2 >= 0 && adamw.beta2 < 1, "in [0, 1)");
   check_range(adamw.eps, "eps", adamw.eps >= 0, "at least 0");
   check_range(adamw.weight_decay, "weight_decay", adamw.weight_decay >= 0, "at least 0");
-}
-
-bool shares_memory(const std::vector<StepLayer>& layers, const std::vector<int64_t>& numels, bool writes_grads) {
-  struct Piece {
-    const char* begin;
-    const char* end;
-    bool is_written;
-  };
-  std::vector<Piece> pieces;
-  pieces.reserve(4 * layers.size());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const auto add = [&](const Span& span, bool is_written) {
-      const char* begin = static_cast<const char*>(span.data);
-      const auto bytes = numels[i] * static_cast<int64_t>(c10::elementSize(span.dtype));
-      if (begin != nullptr && bytes > 0) pieces.push_back({begin, begin + bytes, is_written});
-    };
-    add(layers[i].param, true);
-    add(layers[i].momentum, true);
-    add(layers[i].square, true);
-    add(layers[i].grad, writes_grads);
-    add(layers[i].center, false);
-  }
-  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
-  const char* any_end = nullptr;
-  const char* written_end = nullptr;
-  for (const Piece& piece : pieces) {
-    if (piece.begin < written_end || (piece.is_written && piece.begin < any_end)) return true;
-    any_end = std::max(any_end, piece.end);
-    if (piece.is_written) written_end = std::max(written_end, piece.end);
-  }
-  return false;
 }
 
 }  // namespace grawa

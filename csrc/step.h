@@ -49,7 +49,7 @@ struct StepLayer {
   Span center;            // of any dtype; without data: no pull
   StepScalar lr;
   StepScalar pull;
-  StepRule rule;
+  const StepRule* rule = nullptr;  // outlives the step
   int64_t norm_row = -1;  // of the gradient's norm in `norms`; -1: not wanted
   // AdamW's count of steps, one element of float32 or float64, incremented by the step.
   Span step;
@@ -95,8 +95,5 @@ void check_number(const OptionalTensor& tensor, const char* name, at::Device dev
 
 // Ranges are torch's own.
 void check_rule(const StepRule& rule);
-
-// Memory shared between what is written and anything else: such layers cannot be stepped at once.
-bool shares_memory(const std::vector<StepLayer>& layers, const std::vector<int64_t>& numels, bool writes_grads);
 
 }  // namespace grawa

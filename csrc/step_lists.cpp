@@ -1,5 +1,7 @@
 #include "step_lists.h"
 
+#include "overlaps.h"
+
 namespace grawa {
 namespace {
 
@@ -117,11 +119,11 @@ std::vector<StepLayer> StepCopies::layers_of(const StepLists& lists, const StepO
       layer.center.data = static_cast<char*>(layer.center.data) + bytes;
       layer.pull = number_at(*options.pull, i);
     }
-    layer.rule = rule;
+    layer.rule = &rule;
     layer.norm_row = options.tensors.norms.has_value() ? static_cast<int64_t>(i) : -1;
     offset += param.numel();
   }
-  TORCH_CHECK(!shares_memory(layers, numels_of(lists.params), grad_access == Access::kWrite),
+  TORCH_CHECK(!Overlaps(numels_of(lists.params)).found(layers, grad_access == Access::kWrite),
               "params, grads, states and center share memory: separate memory is needed");
   return layers;
 }

@@ -26,21 +26,18 @@ Algorithm algorithm_of(const std::string& name) {
   return name == "sgd" ? Algorithm::kSgd : Algorithm::kAdamw;
 }
 
-// Memory that a kernel may go through from its first element to its last.
-bool is_plain(const at::Tensor& tensor) {
-  return tensor.layout() == at::kStrided && is_dense(tensor) && is_supported(tensor.scalar_type()) &&
-         !at::isTensorSubclassLike(tensor);
+// Whether its memory is its own and holds its elements, while no dispatch mode is on.
+bool has_memory(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided && (tensor.key_set() & at::kTensorSubclassLike).empty();
 }
 
-// Whether `other` holds in its n-th place in memory what belongs to the n-th of the parameter.
-bool is_paired(const at::Tensor& param, const at::Tensor& other) {
-  return other.defined() && is_plain(other) && other.device() == param.device() &&
-         other.scalar_type() == param.scalar_type() && other.sizes() == param.sizes() &&
-         in_wire_order(other, param.strides());
+// Memory that a kernel may go through from its first element to its last.
+bool is_plain(const at::Tensor& tensor) {
+  return has_memory(tensor) && is_dense(tensor) && is_supported(tensor.scalar_type());
 }
 
 bool is_count(const at::Tensor& step) {
-  return step.defined() && step.numel() == 1 && step.layout() == at::kStrided && !at::isTensorSubclassLike(step) &&
+  return step.defined() && step.numel() == 1 && has_memory(step) &&
          (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble);
 }
 
@@ -59,12 +56,41 @@ bool flag_in(py::handle tuple, size_t index) {
 
 }  // namespace
 
+// What the tensors of a layer must have in common: each then holds in its n-th place in memory what belongs to the n-th
+// of the parameter.
+class StepTable::Form {
+ public:
+  // Of a plain parameter, while that lasts.
+  explicit Form(const at::Tensor& param)
+      : keys_(param.key_set()),
+        device_(param.device()),
+        dtype_(param.scalar_type()),
+        sizes_(param.sizes()),
+        strides_(param.strides()) {}
+
+  bool is_that_of(const at::Tensor& other) const {
+    if (!other.defined() || other.device() != device_ || other.scalar_type() != dtype_) return false;
+    if (!is_same(other.sizes(), sizes_)) return false;
+    // Nearly always, and then it is as plain as the parameter.
+    if (other.key_set() == keys_ && is_same(other.strides(), strides_)) return true;
+    return is_plain(other) && in_wire_order(other, strides_);
+  }
+
+ private:
+  c10::DispatchKeySet keys_;
+  at::Device device_;
+  at::ScalarType dtype_;
+  at::IntArrayRef sizes_;
+  at::IntArrayRef strides_;
+};
+
 StepTable::StepTable(const std::string& algorithm, std::vector<at::Tensor> params, std::vector<int64_t> groups)
     : algorithm_(algorithm_of(algorithm)),
       numels_(numels_of(params)),
       device_(params.empty() ? at::Device(at::kCPU) : params[0].device()),
       state_(params, names_of(algorithm_)),
-      layers_(params.size()) {
+      layers_(params.size()),
+      overlaps_(numels_) {
   TORCH_CHECK(groups.size() == params.size(), "groups has ", groups.size(), " entries: one per parameter, ",
               params.size(), ", is needed");
   for (size_t i = 0; i < params.size(); ++i) {
@@ -96,7 +122,7 @@ void StepTable::set_targets(std::vector<int64_t> norm_rows, std::vector<Optional
     params_[i].norm_row = norm_rows[i];
     norm_count_ = std::max(norm_count_, norm_rows[i] + 1);
     params_[i].center = std::move(centers[i]);
-    params_[i].wire_strides = std::move(wire_strides[i]);
+    params_[i].wire_strides.assign(wire_strides[i].begin(), wire_strides[i].end());
   }
 }
 
@@ -163,13 +189,13 @@ bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters,
   }
   check_tensors(pull, tensors);
   if (!stepper_) stepper_ = make_stepper();
-  if (!stepper_) return false;
+  if (!stepper_ || c10::impl::dispatch_mode_enabled()) return false;
   state_.refresh(state);
   for (size_t i = 0; i < params_.size(); ++i) {
     if (!gather(i, pull, tensors)) return false;
   }
   if (!stepper_->can_step(layers_, tensors)) return false;
-  if (shares_memory_now(tensors.grad_scale.has_value())) return false;
+  if (overlaps_.found(layers_, tensors.grad_scale.has_value())) return false;
   mark_all_written(tensors);
   const py::gil_scoped_release released;
   stepper_->step(layers_, tensors);
@@ -190,24 +216,25 @@ bool StepTable::gather(size_t index, double pull, const StepTensors& tensors) {
     layer.center = read_span(*param.center);
     layer.pull.value = pull;
   }
-  const at::Tensor& grad = tensor.grad();
-  layer.has_grad = grad.defined();
+  const Group& group = groups_[param.group];
+  layer.lr = group.lr;
+  layer.rule = &group.rule;
   layer.grad = layer.momentum = layer.square = layer.step = Span();
-  layer.lr = groups_[param.group].lr;
-  layer.rule = groups_[param.group].rule;
+  const at::Tensor& grad = grad_of(tensor);
+  layer.has_grad = grad.defined();
   if (!layer.has_grad) return true;
-  if (!is_paired(tensor, grad)) return false;
+  const Form form(tensor);
+  if (!form.is_that_of(grad)) return false;
   layer.grad = tensors.grad_scale.has_value() ? write_span(grad) : read_span(grad);
-  return gather_state(index);
+  return gather_state(index, form);
 }
 
-bool StepTable::gather_state(size_t index) {
-  const at::Tensor& param = params_[index].tensor;
+bool StepTable::gather_state(size_t index, const Form& form) {
   StepLayer& layer = layers_[index];
   if (algorithm_ == Algorithm::kSgd) {
-    if (std::get<SgdRule>(layer.rule).momentum == 0) return true;
+    if (std::get<SgdRule>(*layer.rule).momentum == 0) return true;
     const at::Tensor& buffer = state_.find(index, kMomentumBuffer);
-    if (!is_paired(param, buffer)) return false;
+    if (!form.is_that_of(buffer)) return false;
     layer.momentum = write_span(buffer);
     return true;
   }
@@ -216,30 +243,13 @@ bool StepTable::gather_state(size_t index) {
   const at::Tensor& mean_square = state_.find(index, kExpAvgSq);
   // amsgrad keeps one more.
   if (state_.find(index, kMaxExpAvgSq).defined() || !is_count(step)) return false;
-  if (!step.is_cpu() && step.device() != device_) return false;
-  if (!is_paired(param, mean) || !is_paired(param, mean_square)) return false;
+  const bool step_on_host = step.is_cpu();
+  if (!step_on_host && step.device() != device_) return false;
+  if (!form.is_that_of(mean) || !form.is_that_of(mean_square)) return false;
   layer.step = write_span(step);
-  layer.step_on_host = step.is_cpu();
+  layer.step_on_host = step_on_host;
   layer.momentum = write_span(mean);
   layer.square = write_span(mean_square);
-  return true;
-}
-
-bool StepTable::shares_memory_now(bool writes_grads) {
-  bool has_moved = places_.size() != 6 * layers_.size() || writes_grads != wrote_grads_;
-  wrote_grads_ = writes_grads;
-  places_.resize(6 * layers_.size());
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    const StepLayer& layer = layers_[i];
-    const void* const places[] = {layer.param.data,  layer.grad.data, layer.momentum.data,
-                                  layer.square.data, layer.step.data, layer.center.data};
-    for (size_t k = 0; k < 6; ++k) {
-      has_moved |= places_[6 * i + k] != places[k];
-      places_[6 * i + k] = places[k];
-    }
-  }
-  if (!has_moved || !shares_memory(layers_, numels_, writes_grads)) return false;
-  places_.clear();
   return true;
 }
 
@@ -250,7 +260,7 @@ void StepTable::mark_all_written(const StepTensors& tensors) const {
     const StepLayer& layer = layers_[i];
     if (layer.has_grad || layer.center.data != nullptr) mark_written(params_[i].tensor);
     if (!layer.has_grad) continue;
-    if (tensors.grad_scale.has_value()) mark_written(params_[i].tensor.grad());
+    if (tensors.grad_scale.has_value()) mark_written(grad_of(params_[i].tensor));
     for (int64_t name = first_tensor; name < first_tensor + tensor_count; ++name) {
       const at::Tensor& tensor = state_.find(i, name);
       if (layer.momentum.data != nullptr && tensor.defined()) mark_written(tensor);

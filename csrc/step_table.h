@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/core/DimVector.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "overlaps.h"
 #include "step.h"
 #include "step_state.h"
 
@@ -37,8 +39,9 @@ class StepTable {
     int64_t group;
     int64_t norm_row = -1;
     OptionalTensor center;
-    std::vector<int64_t> wire_strides;
+    at::DimVector wire_strides;
   };
+  class Form;
   struct Group {
     StepScalar lr;
     StepRule rule;
@@ -51,8 +54,7 @@ class StepTable {
   std::unique_ptr<Stepper> make_stepper() const;
   // Sets the entry of a layer; false if torch must step it.
   bool gather(size_t index, double pull, const StepTensors& tensors);
-  bool gather_state(size_t index);
-  bool shares_memory_now(bool writes_grads);
+  bool gather_state(size_t index, const Form& form);
   void mark_all_written(const StepTensors& tensors) const;
 
   Algorithm algorithm_;
@@ -64,8 +66,7 @@ class StepTable {
   std::vector<Group> groups_;
   StateCache state_;
   std::vector<StepLayer> layers_;
-  std::vector<const void*> places_;  // what the last step touched, which did not share memory
-  bool wrote_grads_ = false;         // it, too
+  Overlaps overlaps_;
   std::unique_ptr<Stepper> stepper_;
   std::mutex mutex_;
 };

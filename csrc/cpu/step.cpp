@@ -68,12 +68,12 @@ void update_chunk(const StepLayer& layer, const Rule& rule, int64_t begin, int64
 Partial update_chunk(const StepLayer& layer, int64_t begin, int64_t size) {
   const bool has_norm = layer.norm_row >= 0;
   if (is_type<double>(layer.param)) {
-    std::visit([&](const auto& rule) { update_chunk<double>(layer, rule, begin, size, nullptr); }, layer.rule);
+    std::visit([&](const auto& rule) { update_chunk<double>(layer, rule, begin, size, nullptr); }, *layer.rule);
     return has_norm ? squares(layer.grad, begin, size) : Partial();
   }
   FloatSquares sums;
   std::visit([&](const auto& rule) { update_chunk<float>(layer, rule, begin, size, has_norm ? &sums : nullptr); },
-             layer.rule);
+             *layer.rule);
   if (!has_norm || holds_float_sums(sums.total(), size)) return {1, sums.total()};
   return squares(layer.grad, begin, size);
 }

@@ -37,16 +37,23 @@ bool is_same(const StepSettings<Rule>& a, const StepSettings<Rule>& b) {
   return others(a) == others(b) && numbers_of(a.rule) == numbers_of(b.rule);
 }
 
+bool has_same_settings(const StepLayer& a, const StepLayer& b) {
+  return a.rule == b.rule && a.lr.value == b.lr.value && a.pull.value == b.pull.value && a.bias1 == b.bias1 &&
+         a.bias2_root == b.bias2_root;
+}
+
 // The different settings of all layers, in the order of their first use.
 template <typename Rule>
 class SettingsList {
  public:
+  // The layer must live as long as the list.
   int64_t place_of(const StepLayer& layer) {
-    const StepSettings<Rule> settings{std::get<Rule>(layer.rule), layer.lr.value, layer.pull.value, layer.bias1,
+    // Most layers have those of the layer before.
+    if (last_layer_ != nullptr && has_same_settings(layer, *last_layer_)) return last_;
+    last_layer_ = &layer;
+    const StepSettings<Rule> settings{std::get<Rule>(*layer.rule), layer.lr.value, layer.pull.value, layer.bias1,
                                       layer.bias2_root};
     const auto is_it = [&](const StepSettings<Rule>& other) { return is_same(settings, other); };
-    // Most layers have those of the layer before.
-    if (last_ < size() && is_it(all_[last_])) return last_;
     last_ = std::find_if(all_.begin(), all_.end(), is_it) - all_.begin();
     if (last_ == size()) all_.push_back(settings);
     return last_;
@@ -56,7 +63,8 @@ class SettingsList {
 
  private:
   std::vector<StepSettings<Rule>> all_;
-  int64_t last_ = 0;
+  const StepLayer* last_layer_ = nullptr;
+  int64_t last_ = 0;  // its settings
 };
 
 StepOperands operands_of(const StepLayer& layer, int64_t settings, bool has_norms) {
@@ -93,7 +101,7 @@ class CudaStepper : public Stepper {
     if (layers.empty()) return;
     const c10::cuda::CUDAGuard guard(table_.device());
     count_steps(layers);
-    if (std::holds_alternative<SgdRule>(layers[0].rule)) {
+    if (std::holds_alternative<SgdRule>(*layers[0].rule)) {
       launch<SgdRule>(layers, tensors);
     } else {
       launch<AdamwRule>(layers, tensors);

@@ -17,7 +17,6 @@ namespace grawa::cuda {
 namespace {
 
 static_assert(sizeof(Layer) % sizeof(uint64_t) == 0 && sizeof(Partial) == 16);
-constexpr int64_t kLayerWords = sizeof(Layer) / sizeof(uint64_t);
 
 // Kernel arguments may have 4 KB on every architecture.
 struct Piece {
@@ -65,11 +64,8 @@ int64_t chunk_size_of(const at::Tensor& tensor) {
 }  // namespace
 
 Table::Table(at::TensorList tensors, c10::Device device, bool with_sums, int64_t operand_size)
-    : device_(device),
-      with_sums_(with_sums),
-      operand_words_(operand_size / static_cast<int64_t>(sizeof(uint64_t))),
-      layer_count_(tensors.size()) {
-  words_.resize(operands_begin() + layer_count_ * operand_words_);
+    : device_(device), with_sums_(with_sums), layer_count_(tensors.size()) {
+  words_.resize(operands_begin() + layer_count_ * operand_size / static_cast<int64_t>(sizeof(uint64_t)));
   for (int64_t i = 0; i < layer_count_; ++i) {
     Layer layer;
     layer.offset = numel_;
@@ -90,11 +86,6 @@ Layer* Table::mirror() { return reinterpret_cast<Layer*>(words_.data() + layers_
 
 const Layer* Table::mirror() const { return reinterpret_cast<const Layer*>(words_.data() + layers_begin()); }
 
-// At a multiple of 16 bytes.
-int64_t Table::layers_begin() const { return (layer_count_ + 1) / 2 * 2; }
-
-int64_t Table::operands_begin() const { return layers_begin() + layer_count_ * kLayerWords; }
-
 void Table::put(int64_t layer, void* data, int32_t dtype, int64_t numel) {
   Layer& entry = mirror()[layer];
   if (entry.data == data && entry.dtype == dtype && entry.numel == numel) return;
@@ -111,13 +102,6 @@ void Table::set(int64_t layer, const Span& span, int64_t numel) {
 }
 
 void Table::set_missing(int64_t layer) { put(layer, nullptr, kMissing, 0); }
-
-void Table::put_operands(int64_t layer, const void* operands, int64_t size) {
-  uint64_t* place = words_.data() + operands_begin() + layer * operand_words_;
-  if (std::memcmp(place, operands, size) == 0) return;
-  std::memcpy(place, operands, size);
-  is_uploaded_ = false;
-}
 
 int64_t Table::find_overlap(const Span& buffer, int64_t buffer_numel) const {
   for (int64_t i = 0; i < layer_count_; ++i) {

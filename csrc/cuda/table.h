@@ -6,6 +6,7 @@
 #include <c10/core/Stream.h>
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <type_traits>
 #include <vector>
@@ -31,6 +32,8 @@ struct alignas(16) Layer {
   int32_t dtype = kMissing;
   uint32_t chunks_done = 0;  // counts up to the layer's chunks and wraps around: 0 between launches
 };
+
+constexpr int64_t kLayerWords = sizeof(Layer) / sizeof(uint64_t);
 
 // What a kernel is given, all of it in device memory.
 struct View {
@@ -76,7 +79,16 @@ class Table {
   template <typename Operands>
   void set_operands(int64_t layer, const Operands& operands) {
     static_assert(std::has_unique_object_representations_v<Operands> && std::is_trivially_copyable_v<Operands>);
-    put_operands(layer, &operands, sizeof(operands));
+    constexpr int64_t kWords = sizeof(Operands) / sizeof(uint64_t);
+    uint64_t words[kWords];
+    std::memcpy(words, &operands, sizeof(operands));
+    uint64_t* place = words_.data() + operands_begin() + layer * kWords;
+    uint64_t changes = 0;
+    for (int64_t i = 0; i < kWords; ++i) {
+      changes |= place[i] ^ words[i];
+      place[i] = words[i];
+    }
+    is_uploaded_ &= changes == 0;
   }
 
   // The table on the current stream, for launches on that stream while the lease lives. Uploads what changed since the
@@ -94,15 +106,14 @@ class Table {
   Layer* mirror();
   const Layer* mirror() const;
   void put(int64_t layer, void* data, int32_t dtype, int64_t numel);
-  void put_operands(int64_t layer, const void* operands, int64_t size);
-  int64_t layers_begin() const;  // word
-  int64_t operands_begin() const;
+  // Words. The layers are at a multiple of 16 bytes.
+  int64_t layers_begin() const { return (layer_count_ + 1) / 2 * 2; }
+  int64_t operands_begin() const { return layers_begin() + layer_count_ * kLayerWords; }
   View view_of(void* memory) const;
   c10::DataPtr allocate() const;
 
   c10::Device device_;
   bool with_sums_;
-  int64_t operand_words_;  // of a layer
   int64_t layer_count_ = 0;
   int64_t chunk_count_ = 0;
   int64_t numel_ = 0;
