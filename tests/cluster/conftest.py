@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from machine import call, succeed, traces
@@ -10,6 +13,8 @@ from virtual_cluster import processes, state, system
 
 # On a loaded machine the 12 ranks take two minutes to import PyTorch.
 SECONDS_PER_TEST = 400
+# Names the test run that makes clusters at the moment. A run that was killed leaves it behind, with its cluster.
+RUN = Path(tempfile.gettempdir()) / "grawa-cluster-tests.pid"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,18 +24,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def namespaces() -> None:
-    """Skips, with the reason, where this machine does not allow a cluster."""
+def namespaces() -> Iterator[None]:
+    """Skips, with the reason, where this machine does not allow a cluster.
+
+    The cluster of a test run that was killed is taken down; that of anyone else fails the tests.
+    """
     try:
         system.require_root()
         system.require_namespaces()
         system.install_missing()
     except system.ClusterError as error:
         pytest.skip(str(error))
+    if RUN.exists() and not Path(f"/proc/{RUN.read_text()}").exists():
+        succeed("down")
     if state.load() is not None:
         pytest.fail("a cluster is up or was left unfinished; take it down first: scripts/cluster down")
     # The first namespace on a machine makes this folder, which is iproute2's.
     processes.NAMESPACES.mkdir(parents=True, exist_ok=True)
+    RUN.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        RUN.unlink()
 
 
 @pytest.fixture
