@@ -50,7 +50,7 @@ struct StepLayer {
   StepScalar lr;
   StepScalar pull;
   const StepRule* rule = nullptr;  // outlives the step
-  int64_t norm_row = -1;  // of the gradient's norm in `norms`; -1: not wanted
+  int64_t norm_row = -1;           // of the gradient's norm in `norms`; -1: not wanted
   // AdamW's count of steps, one element of float32 or float64, incremented by the step.
   Span step;
   bool step_on_host = true;
