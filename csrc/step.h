@@ -11,7 +11,7 @@
 #include "span.h"
 
 // The whole local step in one pass over memory: the update of torch.optim.SGD or AdamW, the pull toward the center, and
-// the norms of the gradients. What the kernels of both devices, the operators and StepTable share.
+// the norms of the gradients. What the kernels of both devices and StepTable share.
 namespace grawa {
 
 // Hyperparameters by torch's names; the learning rate is the layer's.
@@ -50,7 +50,7 @@ struct StepLayer {
   StepScalar lr;
   StepScalar pull;
   const StepRule* rule = nullptr;  // outlives the step
-  int64_t norm_row = -1;  // of the gradient's norm in `norms`; -1: not wanted
+  int64_t norm_row = -1;           // of the gradient's norm in `norms`; -1: not wanted
   // AdamW's count of steps, one element of float32 or float64, incremented by the step.
   Span step;
   bool step_on_host = true;
@@ -92,8 +92,5 @@ double read_number(const at::Tensor& tensor);
 
 // One element of float32 or float64.
 void check_number(const OptionalTensor& tensor, const char* name, at::Device device);
-
-// Ranges are torch's own.
-void check_rule(const StepRule& rule);
 
 }  // namespace grawa
