@@ -90,7 +90,7 @@ class Layers:
         states = [tensor for state in self.state.values() for tensor in state.values()]
         return [tensor.clone() for tensor in (*self.params, *states)]
 
-    def step(self, pull: float = PULL, **options: Tensor) -> None:
+    def step(self, pull: float = PULL, /, **options: Tensor) -> None:
         assert self.table.step(self.state, self.settings, pull, **options)
 
     def check_step(self) -> None:
