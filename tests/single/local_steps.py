@@ -34,10 +34,16 @@ def layouts(dtype: torch.dtype, device: str) -> list[Tensor]:
     ]
 
 
-def in_order_of(param: Tensor, seed: int, shift: int = 0) -> Tensor:
-    """Numbers of the parameter's shape and strides, `shift` elements behind where an allocation begins."""
-    memory = values(param.numel() + shift, param.dtype, str(param.device), seed)
-    return memory.as_strided(param.shape, param.stride(), shift)
+def in_order_of(param: Tensor, seed: int) -> Tensor:
+    """Numbers in the parameter's shape and strides."""
+    numbers = values(param.numel(), param.dtype, str(param.device), seed)
+    return numbers.as_strided(param.shape, param.stride())
+
+
+def shifted(tensor: Tensor, shift: int) -> Tensor:
+    """The same numbers in the same order, `shift` elements behind where an allocation begins."""
+    memory = tensor.new_empty(tensor.numel() + shift)
+    return memory.as_strided(tensor.shape, tensor.stride(), shift).copy_(tensor)
 
 
 def norms_of(tensors: list[Tensor]) -> Tensor:
@@ -73,13 +79,12 @@ class Layers:
 
     def _state(self, setting: Hyperparameters, index: int, counts_on: str) -> Tensors:
         param = self.params[index]
-        shift = int(param.storage_offset()) % 8
-        first = in_order_of(param, 200 + index, shift)
+        first = in_order_of(param, 200 + index)
         if isinstance(setting, SgdHyperparameters):
             return {"momentum_buffer": first} if setting.momentum else {}
         count_dtype = (torch.float32, torch.float64)[index % 2]
         count = torch.tensor(COUNTS[index % len(COUNTS)], dtype=count_dtype, device=counts_on)
-        return {"step": count, "exp_avg": first, "exp_avg_sq": in_order_of(param, 300 + index, shift).square_()}
+        return {"step": count, "exp_avg": first, "exp_avg_sq": in_order_of(param, 300 + index).square_()}
 
     @property
     def grads(self) -> list[Tensor]:

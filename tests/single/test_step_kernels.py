@@ -9,7 +9,7 @@ import pytest
 import reference_step
 import torch
 from devices import DEVICES, DTYPES, PLACES, name, values
-from local_steps import ADAMW, PULL, SGD, Layers, assert_near, in_order_of, layouts, norms_of
+from local_steps import ADAMW, PULL, SGD, Layers, assert_near, layouts, norms_of, shifted
 from reference_step import Hyperparameters
 
 from grawa_hvd.ops import SgdHyperparameters
@@ -89,14 +89,16 @@ def test_norms_are_bitwise_those_of_layer_norms(
 def test_is_the_same_wherever_operands_lie_and_without_norms(
     setting: Hyperparameters, device: str, dtype: torch.dtype, center_dtype: torch.dtype
 ) -> None:
-    """Parameter and state, or gradient, or both may lie off whole words, and the center is of any dtype."""
-    cases = [(33001, 1, 0), *((4099, *shifts) for shifts in product((0, 1), (0, 1)))]
+    """Parameter, gradient and state each lie on or off whole words, and the center is of any dtype."""
+    cases = [(33001, 1, 0, 0), *((4099, *shifts) for shifts in product((0, 1), repeat=3))]
     results = []
     for has_norms in (True, False):
-        params = [values(size + shift, dtype, device)[shift:] for size, shift, _ in cases]
+        params = [shifted(values(size, dtype, device, seed=1), shift) for size, shift, _, _ in cases]
         layers = Layers(setting, params, device, center_dtype)
-        for index, (param, (_, _, shift)) in enumerate(zip(params, cases, strict=True)):
-            param.grad = in_order_of(param, seed=index, shift=shift)
+        for param, grad, (_, _, grad_shift, state_shift) in zip(params, layers.grads, cases, strict=True):
+            param.grad = shifted(grad, grad_shift)
+            key, tensor = layers.state[param].popitem()
+            layers.state[param][key] = shifted(tensor, state_shift)
         if has_norms:
             layers.check_step()
         else:
