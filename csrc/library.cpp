@@ -11,22 +11,13 @@ TORCH_LIBRARY(grawa, m) {
   m.def("layer_norms(Tensor[] tensors) -> Tensor");
   m.def("pack(Tensor[] tensors, Tensor weights, Tensor(a!) out, Tensor? base=None) -> ()");
   m.def("blend_(Tensor(a!)[] tensors, Tensor center, Tensor pull, Tensor(b!)? distances=None) -> ()");
-  m.def(
-      "sgd_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] momentum_buffers, Tensor lr, float momentum, "
-      "float dampening, float weight_decay, bool nesterov, bool maximize, *, Tensor? center=None, Tensor? pull=None, "
-      "Tensor(d!)? norms=None, Tensor? grad_scale=None, Tensor? found_inf=None) -> ()");
-  m.def(
-      "adamw_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-      "Tensor(e!)[] steps, Tensor lr, float beta1, float beta2, float eps, float weight_decay, bool maximize, *, "
-      "Tensor? center=None, Tensor? pull=None, Tensor(f!)? norms=None, Tensor? grad_scale=None, "
-      "Tensor? found_inf=None) -> ()");
   m.def("update_estimates_(Tensor(a!) sums, Tensor(b!) counts, Tensor norms, float decay) -> ()");
 }
 
 // None of these is differentiated, and parameters may be passed as they are. Without a kernel here autograd would
 // mark the results as part of a graph that it cannot walk.
 TORCH_LIBRARY_IMPL(grawa, Autograd, m) {
-  for (const char* name : {"layer_norms", "pack", "blend_", "sgd_step_", "adamw_step_", "update_estimates_"}) {
+  for (const char* name : {"layer_norms", "pack", "blend_", "update_estimates_"}) {
     m.impl(name, torch::CppFunction::makeFallthrough());
   }
 }

@@ -43,23 +43,4 @@ void check_number(const OptionalTensor& tensor, const char* name, at::Device dev
   TORCH_CHECK(tensor->device() == device, name, " is on ", tensor->device(), ": it must be on ", device);
 }
 
-void check_rule(const StepRule& rule) {
-  const auto check_range = [](double value, const char* name, bool is_allowed, const char* range) {
-    TORCH_CHECK(is_allowed, name, " is ", value, ": it must be ", range);
-  };
-  if (const auto* sgd = std::get_if<SgdRule>(&rule)) {
-    check_range(sgd->momentum, "momentum", sgd->momentum >= 0, "at least 0");
-    check_range(sgd->weight_decay, "weight_decay", sgd->weight_decay >= 0, "at least 0");
-    TORCH_CHECK(!sgd->nesterov || (sgd->momentum > 0 && sgd->dampening == 0),
-                "nesterov needs a momentum above 0 and a dampening of 0: they are ", sgd->momentum, " and ",
-                sgd->dampening);
-    return;
-  }
-  const auto& adamw = std::get<AdamwRule>(rule);
-  check_range(adamw.beta1, "beta1", adamw.beta1 >= 0 && adamw.beta1 < 1, "in [0, 1)");
-  check_range(adamw.beta2, "beta2", adamw.beta2 >= 0 && adamw.beta2 < 1, "in [0, 1)");
-  check_range(adamw.eps, "eps", adamw.eps >= 0, "at least 0");
-  check_range(adamw.weight_decay, "weight_decay", adamw.weight_decay >= 0, "at least 0");
-}
-
 }  // namespace grawa

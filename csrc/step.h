@@ -11,7 +11,7 @@
 #include "span.h"
 
 // The whole local step in one pass over memory: the update of torch.optim.SGD or AdamW, the pull toward the center, and
-// the norms of the gradients. What the kernels of both devices, the operators and StepTable share.
+// the norms of the gradients. What the kernels of both devices and StepTable share.
 namespace grawa {
 
 // Hyperparameters by torch's names; the learning rate is the layer's.
@@ -92,8 +92,5 @@ double read_number(const at::Tensor& tensor);
 
 // One element of float32 or float64.
 void check_number(const OptionalTensor& tensor, const char* name, at::Device device);
-
-// Ranges are torch's own.
-void check_rule(const StepRule& rule);
 
 }  // namespace grawa

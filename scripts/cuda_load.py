@@ -29,7 +29,7 @@ from toolkit import find_toolkit
 ROOT = Path(__file__).resolve().parent.parent
 # The PyTorch whose CUDA is that of nvcc here: 13.0.
 TORCH = "2.11.0"
-TESTS = ["layer_norms", "pack", "blend", "layer_table", "sgd_step", "adamw_step", "step_table"]
+TESTS = ["layer_norms", "pack", "blend", "layer_table", "step_kernels", "step_table"]
 RESULT = "cuda-load.json"
 
 

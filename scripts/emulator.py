@@ -28,7 +28,7 @@ from emulator_build import PLAIN, Variant, fail
 from emulator_mutants import mutants
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ["layer_norms", "pack", "blend", "layer_table", "sgd_step", "adamw_step", "step_table"]
+TESTS = ["layer_norms", "pack", "blend", "layer_table", "step_kernels", "step_table"]
 # As GPUs that are slow in float64 add up squares.
 SLOW_DOUBLE = Variant("slow-double", ("-DGRAWA_SLOW_DOUBLE",), ("cuda/squares.cuh",))
 MOST_SECONDS = 600

@@ -1,5 +1,3 @@
-#include <torch/library.h>
-
 #include <cmath>
 
 #include "cpu/step_math.h"
@@ -56,21 +54,5 @@ template struct AdamwFactors<double>;
 
 GRAWA_CLONES void update(const StepBlock<float>& block, const AdamwFactors<float>& factors) { adamw(block, factors); }
 GRAWA_CLONES void update(const StepBlock<double>& block, const AdamwFactors<double>& factors) { adamw(block, factors); }
-
-namespace {
-
-void adamw_step_cpu(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-                    at::TensorList steps, const at::Tensor& lr, double beta1, double beta2, double eps,
-                    double weight_decay, bool maximize, const OptionalTensor& center, const OptionalTensor& pull,
-                    const OptionalTensor& norms, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  step_lists({params, grads, exp_avgs, exp_avg_sqs, steps}, {lr, center, pull, {norms, grad_scale, found_inf}},
-             AdamwRule{beta1, beta2, eps, weight_decay, maximize});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("adamw_step_", adamw_step_cpu); }
-// For the message: the list would otherwise go to the fallback for devices without a kernel.
-TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("adamw_step_", adamw_step_cpu); }
 
 }  // namespace grawa::cpu

@@ -1,5 +1,3 @@
-#include <torch/library.h>
-
 #include "cpu/step_math.h"
 
 namespace grawa::cpu {
@@ -61,21 +59,5 @@ template struct SgdFactors<double>;
 
 GRAWA_CLONES void update(const StepBlock<float>& block, const SgdFactors<float>& factors) { sgd(block, factors); }
 GRAWA_CLONES void update(const StepBlock<double>& block, const SgdFactors<double>& factors) { sgd(block, factors); }
-
-namespace {
-
-void sgd_step_cpu(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, const at::Tensor& lr,
-                  double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                  const OptionalTensor& center, const OptionalTensor& pull, const OptionalTensor& norms,
-                  const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  step_lists({params, grads, momentum_buffers, {}, {}}, {lr, center, pull, {norms, grad_scale, found_inf}},
-             SgdRule{momentum, dampening, weight_decay, nesterov, maximize});
-}
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("sgd_step_", sgd_step_cpu); }
-// For the message: the list would otherwise go to the fallback for devices without a kernel.
-TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("sgd_step_", sgd_step_cpu); }
 
 }  // namespace grawa::cpu

@@ -169,12 +169,4 @@ std::unique_ptr<Stepper> make_stepper(const std::vector<int64_t>& numels) {
   return std::make_unique<CpuStepper>(numels);
 }
 
-void step_lists(const StepLists& lists, const StepOptions& options, const StepRule& rule) {
-  check_step(lists, options, rule, at::kCPU);
-  StepCopies copies;
-  std::vector<StepLayer> layers = copies.layers_of(lists, options, rule);
-  CpuStepper(numels_of(lists.params)).step(layers, options.tensors);
-  copies.put_back(lists, options);
-}
-
 }  // namespace grawa::cpu

@@ -6,7 +6,7 @@
 
 #include "cpu/block_math.h"
 #include "cpu/clones.h"
-#include "step_lists.h"
+#include "step.h"
 
 // The updates of a block of elements in the arithmetic type: float, or double for float64.
 namespace grawa::cpu {
@@ -76,8 +76,5 @@ void update(const StepBlock<float>& block, const SgdFactors<float>& factors);
 void update(const StepBlock<double>& block, const SgdFactors<double>& factors);
 void update(const StepBlock<float>& block, const AdamwFactors<float>& factors);
 void update(const StepBlock<double>& block, const AdamwFactors<double>& factors);
-
-// An operator: checks, steps, and tells autograd.
-void step_lists(const StepLists& lists, const StepOptions& options, const StepRule& rule);
 
 }  // namespace grawa::cpu

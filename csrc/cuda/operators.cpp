@@ -6,7 +6,6 @@
 
 #include "copies.h"
 #include "cuda/kernels.h"
-#include "step_lists.h"
 
 namespace grawa::cuda {
 namespace {
@@ -81,43 +80,12 @@ void blend_cuda(at::TensorList tensors, const at::Tensor& center, const at::Tens
   for (const at::Tensor& tensor : tensors) mark_written(tensor);
 }
 
-void step_lists(const StepLists& lists, const StepOptions& options, const StepRule& rule) {
-  const at::Device device = device_of(lists.params, lists.grads);
-  const c10::cuda::CUDAGuard guard(device);
-  check_step(lists, options, rule, device);
-  StepCopies copies;
-  std::vector<StepLayer> layers = copies.layers_of(lists, options, rule);
-  const std::unique_ptr<Stepper> stepper = make_stepper(lists.params, device);
-  TORCH_CHECK(stepper->can_step(layers, options.tensors),
-              "steps are on the CPU: with found_inf, and in a graph, they must be on ", device);
-  stepper->step(layers, options.tensors);
-  copies.put_back(lists, options);
-}
-
-void sgd_step_cuda(at::TensorList params, at::TensorList grads, at::TensorList momentum_buffers, const at::Tensor& lr,
-                   double momentum, double dampening, double weight_decay, bool nesterov, bool maximize,
-                   const OptionalTensor& center, const OptionalTensor& pull, const OptionalTensor& norms,
-                   const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  step_lists({params, grads, momentum_buffers, {}, {}}, {lr, center, pull, {norms, grad_scale, found_inf}},
-             SgdRule{momentum, dampening, weight_decay, nesterov, maximize});
-}
-
-void adamw_step_cuda(at::TensorList params, at::TensorList grads, at::TensorList exp_avgs, at::TensorList exp_avg_sqs,
-                     at::TensorList steps, const at::Tensor& lr, double beta1, double beta2, double eps,
-                     double weight_decay, bool maximize, const OptionalTensor& center, const OptionalTensor& pull,
-                     const OptionalTensor& norms, const OptionalTensor& grad_scale, const OptionalTensor& found_inf) {
-  step_lists({params, grads, exp_avgs, exp_avg_sqs, steps}, {lr, center, pull, {norms, grad_scale, found_inf}},
-             AdamwRule{beta1, beta2, eps, weight_decay, maximize});
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(grawa, CUDA, m) {
   m.impl("layer_norms", layer_norms_cuda);
   m.impl("pack", pack_cuda);
   m.impl("blend_", blend_cuda);
-  m.impl("sgd_step_", sgd_step_cuda);
-  m.impl("adamw_step_", adamw_step_cuda);
   m.impl("update_estimates_", update_estimates);
 }
 
@@ -126,8 +94,6 @@ TORCH_LIBRARY_IMPL(grawa, SparseCUDA, m) {
   m.impl("layer_norms", layer_norms_cuda);
   m.impl("pack", pack_cuda);
   m.impl("blend_", blend_cuda);
-  m.impl("sgd_step_", sgd_step_cuda);
-  m.impl("adamw_step_", adamw_step_cuda);
 }
 
 }  // namespace grawa::cuda

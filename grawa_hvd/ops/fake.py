@@ -29,37 +29,9 @@ def _blend_(tensors: Sequence[Tensor], center: Tensor, pull: Tensor, distances: 
         _check_layers("distances", distances, tensors)
 
 
-def _sgd_step_(params: Sequence[Tensor], grads: Sequence[Tensor], momentum_buffers: Sequence[Tensor], lr: Tensor,
-               momentum: float, dampening: float, weight_decay: float, nesterov: bool, maximize: bool,
-               **tensors: Tensor | None) -> None:  # fmt: skip
-    _check_lists(params, grads=grads, momentum_buffers=momentum_buffers if momentum else params)
-    _check_step(params, **tensors)
-
-
-def _adamw_step_(params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor],
-                 exp_avg_sqs: Sequence[Tensor], steps: Sequence[Tensor], lr: Tensor, beta1: float, beta2: float,
-                 eps: float, weight_decay: float, maximize: bool, **tensors: Tensor | None) -> None:  # fmt: skip
-    _check_lists(params, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
-    _check_step(params, **tensors)
-
-
 def _update_estimates_(sums: Tensor, counts: Tensor, norms: Tensor, decay: float) -> None:
     for name, tensor in (("sums", sums), ("counts", counts)):
         _check(tensor.shape == norms.shape, lambda name=name: f"{name} must have the shape of norms")  # type: ignore[misc]
-
-
-def _check_lists(params: Sequence[Tensor], **lists: Sequence[Tensor]) -> None:
-    for name, tensors in lists.items():
-        _check(len(tensors) == len(params), lambda name=name: f"{name} must have as many tensors as params")  # type: ignore[misc]
-
-
-def _check_step(params: Sequence[Tensor], center: Tensor | None = None, pull: Tensor | None = None,
-                norms: Tensor | None = None, **_scaling: Tensor | None) -> None:  # fmt: skip
-    if center is not None and pull is not None:
-        _check_flat("center", center, params)
-        _check_layers("pull", pull, params)
-    if norms is not None:
-        _check_layers("norms", norms, params)
 
 
 def _check_layers(name: str, values: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -75,8 +47,6 @@ for _name, _fake in (
     ("layer_norms", _layer_norms),
     ("pack", _pack),
     ("blend_", _blend_),
-    ("sgd_step_", _sgd_step_),
-    ("adamw_step_", _adamw_step_),
     ("update_estimates_", _update_estimates_),
 ):
     _register_fake(f"grawa::{_name}", _fake)

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from grawa_hvd.ops import reference, reference_step
+from grawa_hvd.ops import reference
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,10 +32,6 @@ def _with_one_warning(name: str, function: Callable[P, R]) -> Callable[P, R]:
     return fallback
 
 
-for _module, _names in (
-    (reference, ("layer_norms", "pack", "blend_", "update_estimates_")),
-    (reference_step, ("sgd_step_", "adamw_step_")),
-):
-    for _name in _names:
-        # The lowest key that still goes before decomposition: a kernel registered for a backend overrides it.
-        _library.impl(_name, _with_one_warning(_name, getattr(_module, _name)), "CompositeExplicitAutograd")
+for _name in ("layer_norms", "pack", "blend_", "update_estimates_"):
+    # The lowest key that still goes before decomposition: a kernel registered for a backend overrides it.
+    _library.impl(_name, _with_one_warning(_name, getattr(reference, _name)), "CompositeExplicitAutograd")

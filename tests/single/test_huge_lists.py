@@ -12,6 +12,7 @@ from grawa_hvd import ops
 
 SIZE, COUNT = 2**26, 33
 EDGES = [0, SIZE // 2 + 1, SIZE - 2]
+PLAIN = ops.SgdHyperparameters(0.0, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, maximize=False)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -68,8 +69,13 @@ def test_blend(read: list[Tensor], written: Tensor) -> None:
 
 def test_a_local_step(read: list[Tensor], written: Tensor) -> None:
     params = list(written.fill_(1.0).view(COUNT, SIZE))
+    for param, grad in zip(params, read, strict=True):
+        param.grad = grad
+    table = ops.StepTable("sgd", params, range(COUNT))
+    table.set_targets(range(COUNT), [None] * COUNT, [(1,)] * COUNT)
+    rates = numbers(read).cpu() / 64
     norms = torch.empty(COUNT, device=written.device)
-    ops.sgd_step_(params, read, [], numbers(read) / 64, norms=norms)
-    wanted = 1 - numbers(read).cpu()[:, None] / 64 * torch.tensor([1.0, 1.0, 1.0, 2.0])
+    assert table.step({}, [PLAIN._replace(lr=rate) for rate in rates.tolist()], norms=norms)
+    wanted = 1 - rates[:, None] * torch.tensor([1.0, 1.0, 1.0, 2.0])
     assert torch.equal(rows_at_edges(written), wanted)
     torch.testing.assert_close(norms, ops.layer_norms(read), rtol=0, atol=0)
