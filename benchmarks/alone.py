@@ -7,9 +7,9 @@ beside rounding is a fault.
 
 from __future__ import annotations
 
-from grawa_hvd.communicator import Communicator
+from grawa_hvd.worker import Worker
 
 
 def average_alone() -> None:
     """Let all optimizers of this process go through their rounds, whatever the number of workers."""
-    Communicator.active = property(lambda self: bool(self._process_set.included()))  # type: ignore[method-assign,assignment]
+    Worker.active = property(lambda self: self._transport.is_member)  # type: ignore[method-assign,assignment]

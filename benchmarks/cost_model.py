@@ -25,8 +25,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from grawa_hvd.companion import LARGEST
-
 
 @dataclass(frozen=True)
 class Constants:
@@ -165,9 +163,7 @@ def exposed(method: Method, collective: Collective, compute: float) -> float:
 def _beside(method: Method, size: float, constants: Constants, cluster: Cluster) -> float:
     """A round's own work, the exchange of scores before it, and the rounds within hosts of a period."""
     own = constants.round * size * cluster.share
-    plain = not (method.half or method.overlap or method.local_period)
-    in_one_message = plain and size <= LARGEST
-    scores = 0.0 if in_one_message else constants.latency * cluster.hops(cluster.ranks) * cluster.share
+    scores = constants.latency * cluster.hops(cluster.ranks) * cluster.share
     local = 0.0
     if method.local_period:
         among = allreduce(size, cluster.per_host, cluster.local_bandwidth, constants, cluster)

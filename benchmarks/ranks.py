@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import report
-from grawa_hvd.communicator import horovod_version
+from grawa_hvd.transport import horovod
 
 TIMEOUT = timedelta(minutes=5)
 
@@ -23,7 +23,7 @@ def environment() -> dict[str, Any]:
     """Versions, processor, and what else was going on before this began; nothing that names a host."""
     here = Namespace(device="cpu", dtype="float32", threads=torch.get_num_threads(), seconds=None)
     found = report.environment(here)
-    found["versions"]["horovod"] = horovod_version()
+    found["versions"]["horovod"] = horovod.version()
     return {
         **found,
         "processors": os.cpu_count(),

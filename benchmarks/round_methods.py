@@ -74,7 +74,7 @@ class Workload:
         return (1 + self.size) / 2
 
     def weighted_mean(self, layer: int) -> float:
-        """The same for LGRAWA's mean (DESIGN §2): β[m] = (1/‖g[m]‖) / Σ_j (1/‖g[j]‖)."""
+        """The same for LGRAWA's mean (docs/design.md): β[m] = (1/‖g[m]‖) / Σ_j (1/‖g[j]‖)."""
         inverse = [1 / self.factor(rank, layer) for rank in range(self.size)]
         return sum(weight * (1 + rank) for rank, weight in enumerate(inverse)) / sum(inverse)
 
@@ -248,7 +248,7 @@ class TorchAverager(Method):
 
 
 class LayerByLayer(Method):
-    """LGRAWA as the paper's authors run it (DESIGN §5), written anew: a norm a layer read by the host, parameters
+    """LGRAWA as in the paper's authors' code, written anew: a norm a layer read by the host, parameters
     scaled and concatenated in Python, two allreduces, parameters pulled one by one.
     """
 

@@ -5,11 +5,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grawa_hvd import averaging, tensorboard
-from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Averaging, Observed, Uniform
-from grawa_hvd.compression import Compression
+from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Averaging, Column, Observed, Uniform
 from grawa_hvd.errors import AllWorkersDivergedError, RanksOutOfStepError, ScoresError
 from grawa_hvd.protocol import GrawaOptimizer, SupportsAveraging
 from grawa_hvd.report import RoundReport
+from grawa_hvd.transport.wire import Compression
 
 if TYPE_CHECKING:
     from grawa_hvd.optimizer import DistributedGrawaOptimizer
@@ -26,6 +26,7 @@ __all__ = [
     "MGRAWA",
     "AllWorkersDivergedError",
     "Averaging",
+    "Column",
     "Compression",
     "DistributedGrawaOptimizer",
     "FreshScores",

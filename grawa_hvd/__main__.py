@@ -42,10 +42,10 @@ def _kernels() -> Mapping[str, object] | None:
 
 def _horovod() -> tuple[str | None, Mapping[str, bool] | None]:
     try:
-        from grawa_hvd import communicator  # noqa: PLC0415 (Horovod may be missing, or built for another torch)
+        from grawa_hvd.transport import horovod  # noqa: PLC0415 (it may be missing, or built for another torch)
     except ImportError:
         return None, None
-    return communicator.horovod_version(), communicator.built_transports()
+    return horovod.version(), horovod.built_with()
 
 
 def inspect() -> Installation:

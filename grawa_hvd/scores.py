@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,19 @@ class FreshScores:
         if not callable(self.backward):
             raise ValueError(f"backward must be callable, but is {self.backward!r}")
 
-    def gradients(self, parameters: list[Tensor]) -> Any:
-        """Run `backward` with empty gradients and return its result; its gradients stand in `.grad` afterwards."""
-        for parameter in parameters:
-            parameter.grad = None
-        with torch.enable_grad():
-            return self.backward()
+    @contextmanager
+    def gradients(self, parameters: list[Tensor]) -> Iterator[Any]:
+        """Inside the block `.grad` is what `backward`, whose result this yields, made; after it, what it was before."""
+        before = [parameter.grad for parameter in parameters]
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            with torch.enable_grad():
+                result = self.backward()
+            yield result
+        finally:
+            for parameter, gradient in zip(parameters, before, strict=True):
+                parameter.grad = gradient
 
 
 Scores = LocalScores | FreshScores

@@ -1,72 +1,149 @@
-"""What a user asked for, checked at the door, and told to the other ranks."""
+"""What a user asked for: the arguments check themselves, and are told to the other ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from grawa_hvd.averaging import Averaging, policy
-from grawa_hvd.layers import Groups, validated_groups
-from grawa_hvd.schedule import Schedule
+import torch
+
+from grawa_hvd.averaging.policy import Averaging, Recipe
+from grawa_hvd.averaging.registry import policy
+from grawa_hvd.description import described
+from grawa_hvd.model.buffers import Buffers
+from grawa_hvd.model.cut import Groups, validated_groups
+from grawa_hvd.rounds.outer import OuterFactory, momentum
+from grawa_hvd.rounds.schedule import Period, Schedule
 from grawa_hvd.scores import Scores, scores_source
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
-    """The arguments of `DistributedGrawaOptimizer` that govern the averaging; see there."""
+    """The arguments of `DistributedGrawaOptimizer` that govern the averaging; see there.
 
-    averaging: Averaging
-    period: int
-    pull: float
-    proximity: float
-    outer_momentum: float
-    scores: Scores
-    layers: str
-    groups: Groups
-    schedule: Schedule
-    overlap: int
-
-    def describe(self) -> list[str]:
-        """A line each: what ranks must agree on."""
-        scores = f"{type(self.scores).__name__}(decay={self.scores.decay})"
-        values = {**vars(self), "scores": scores, "averaging": self.averaging.describe()}
-        return [f"{name}={value}" for name, value in values.items() if name != "groups"]
-
-
-def validated_settings(
-    averaging: str | Averaging,
-    period: int,
-    pull: float,
-    proximity: float,
-    outer_momentum: float,
-    scores: str | Callable[[], Any] | Scores,
-    layers: str,
-    groups: Groups,
-    overlap: int = 0,
-    fragments: int = 1,
-    local_period: int | None = None,
-) -> Settings:
-    """The settings, once they are known to be right.
+    Attributes:
+        recipe: all that happens in a round; schedule: when rounds are due.
+        source: where gradient norms come from.
+        outer: how the centre moves, of the recipe or of the user; None if the average replaces it.
+        starts_at_first_step: whether the centre starts at the parameters of the first step.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
     """
-    _check_integer("period", period, 1)
-    _check_integer("fragments", fragments, 1, period)
-    # A fragment's round is over before its next one starts.
-    _check_integer("overlap", overlap, 0, period - 1)
-    if local_period is not None:
-        _check_integer("local_period", local_period, 1, period - 1)
-    _check_range("pull", pull, lambda x: 0 <= x <= 1, "from 0 to 1")
-    _check_range("proximity", proximity, lambda x: 0 <= x <= period, f"from 0 to the period, {period}")
-    _check_range("outer_momentum", outer_momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
-    if layers not in ("parameter", "module"):
-        raise ValueError(f'layers must be "parameter" or "module", but is {layers!r}')
-    return Settings(
-        policy(averaging), period, float(pull), float(proximity), float(outer_momentum), scores_source(scores), layers,
-        validated_groups(groups), Schedule(period, fragments, local_period or 0), overlap,
-    )  # fmt: skip
+
+    averaging: str | Averaging = "lgrawa"
+    period: Period = 32
+    pull: float = 0.5
+    proximity: float = 0.01
+    outer_momentum: float = 0.0
+    outer_optimizer: OuterFactory | None = None
+    scores: str | Callable[[], Any] | Scores = "local"
+    layers: str = "parameter"
+    groups: Groups = None
+    overlap: int = 0
+    fragments: int = 1
+    local_period: int | None = None
+    warmup_steps: int = 0
+    optimizer_state: str = "keep"
+    buffers: Any = "keep"
+    recipe: Recipe = field(init=False)
+    source: Scores = field(init=False)
+    schedule: Schedule = field(init=False)
+    outer: OuterFactory | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        averaging = policy(self.averaging)
+        self.averaging, self.recipe = averaging, averaging.recipe()
+        self.source = scores_source(self.scores)
+        self.groups = validated_groups(self.groups)
+        self._check_schedule()
+        most = None if callable(self.period) else self.period
+        allowed = "at least 0" if most is None else f"from 0 to the period, {most}"
+        _check_range("pull", self.pull, lambda x: 0 <= x <= 1, "from 0 to 1")
+        _check_range("proximity", self.proximity, lambda x: x >= 0 and (most is None or x <= most), allowed)
+        _check_range("outer_momentum", self.outer_momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
+        if self.layers not in ("parameter", "module"):
+            raise ValueError(f'layers must be "parameter" or "module", but is {self.layers!r}')
+        if self.optimizer_state not in ("keep", "average", "reset"):
+            allowed = '"keep", "average" or "reset"'
+            raise ValueError(f"optimizer_state must be {allowed}, but is {self.optimizer_state!r}")
+        if self.optimizer_state == "average" and self.overlap:
+            raise ValueError(
+                'optimizer_state="average" needs overlap=0: the average would undo the steps taken meanwhile'
+            )
+        self.buffers = self.buffers if isinstance(self.buffers, Buffers) else Buffers(self.buffers)
+        self.pull, self.proximity = float(self.pull), float(self.proximity)
+        self.outer_momentum = float(self.outer_momentum)
+        self.outer = self._chosen_outer()
+
+    def _check_schedule(self) -> None:
+        if callable(self.period):
+            _check_integer("fragments", self.fragments, 1)
+            _check_integer("overlap", self.overlap, 0)
+            local = 2**31
+        else:
+            _check_integer("period", self.period, 1)
+            _check_integer("fragments", self.fragments, 1, self.period)
+            # A fragment's round is over before its next one starts.
+            _check_integer("overlap", self.overlap, 0, self.period - 1)
+            local = self.period - 1
+        if self.local_period is not None:
+            _check_integer("local_period", self.local_period, 1, local)
+        _check_integer("warmup_steps", self.warmup_steps, 0)
+        self.schedule = Schedule(self.period, self.fragments, self.local_period or 0, self.warmup_steps)
+
+    def _chosen_outer(self) -> OuterFactory | None:
+        momentum_ = momentum(self.outer_momentum) if self.outer_momentum else None
+        given = {
+            "outer_optimizer": self.outer_optimizer,
+            "outer_momentum": momentum_,
+            f"averaging={type(self.averaging).__name__}": self.recipe.outer,
+        }
+        chosen = {name: factory for name, factory in given.items() if factory is not None}
+        if len(chosen) > 1:
+            raise ValueError(f"only one of these can move the centre, but there are {' and '.join(chosen)}")
+        if self.outer_optimizer is not None:
+            _check_factory(self.outer_optimizer)
+        return next(iter(chosen.values()), None)
+
+    @property
+    def starts_at_first_step(self) -> bool:
+        """Whether the centre starts at the parameters of the first step."""
+        return self.outer_optimizer is not None or self.recipe.starts_at == "first step"
+
+    def describe(self) -> list[str]:
+        """A line each: what ranks must agree on."""
+        values: dict[str, Any] = {
+            one.name: getattr(self, one.name)
+            for one in fields(self)
+            if one.init and one.name not in ("groups", "buffers")
+        }
+        assert isinstance(self.averaging, Averaging)
+        values["averaging"] = self.averaging.describe()
+        values["scores"] = f"{type(self.source).__name__}(decay={self.source.decay})"
+        values["outer_optimizer"] = self.outer_optimizer and _outer_described(self.outer_optimizer)
+        lines = [f"{name}={value if isinstance(value, str) else described(value)}" for name, value in values.items()]
+        return [*lines, *self.buffers.describe()]
+
+
+def _check_factory(factory: Any) -> None:
+    try:
+        made = factory([torch.nn.Parameter(torch.zeros(1))])
+    except Exception as error:
+        raise ValueError(
+            f"outer_optimizer must return an optimizer of the parameters that it is given, but raised {error!r}"
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(
+            "outer_optimizer must be a function of parameters that returns a torch.optim.Optimizer, but returned "
+            f"{made!r}"
+        )
+
+
+def _outer_described(factory: Callable[..., torch.optim.Optimizer]) -> str:
+    made = factory([torch.nn.Parameter(torch.zeros(1))])
+    return f"{type(made).__name__}({described(made.defaults)})"
 
 
 def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:

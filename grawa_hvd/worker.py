@@ -2,72 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.agreement import Progress, refuse
-from grawa_hvd.communicator import Communicator, HostGroup
-from grawa_hvd.companion import Companion
-from grawa_hvd.consensus import plain_mean
-from grawa_hvd.contribution import Contribution, State, nothing, state_of, to_round
+from grawa_hvd import checkpoint
+from grawa_hvd.averaging.policy import Column
+from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.errors import AllWorkersDivergedError
-from grawa_hvd.fused import FusedStep
-from grawa_hvd.meeting import NEVER_MET, Meeting, Purpose, check, exchange
-from grawa_hvd.replica import Replica
 from grawa_hvd.report import Phases, Reported, RoundReport
-from grawa_hvd.round import Round
-from grawa_hvd.schedule import Due
-from grawa_hvd.scores import LocalScores
+from grawa_hvd.rounds.adopt import adopt_
+from grawa_hvd.rounds.agreement import digest
+from grawa_hvd.rounds.beside import EqualAverage
+from grawa_hvd.rounds.consensus import plain_mean
+from grawa_hvd.rounds.handshake import Handshake, check
+from grawa_hvd.rounds.hosts import HostGroup, within_host
+from grawa_hvd.rounds.observe import Measurement, no_columns, take_fresh_gradients
+from grawa_hvd.rounds.replica import Replica
+from grawa_hvd.rounds.round import Plan, Round, start_round
+from grawa_hvd.rounds.rows import Header, Measured, Progress, Reason, Row, Rows
+from grawa_hvd.rounds.schedule import Due
+from grawa_hvd.scores import FreshScores, LocalScores
 from grawa_hvd.settings import Settings
+from grawa_hvd.step.fused import FusedStep
+from grawa_hvd.transport.wire import Wire
 
-CHECKPOINT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+
+class Wrapped(Protocol):
+    """What a worker asks of the wrapped optimizer."""
+
+    def names(self) -> dict[Tensor, str]:
+        """The parameters, as they are now, with their names."""
+
+    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
+        """The state by parameter."""
+
+    def reset_state(self) -> None:
+        """Make the state anew."""
 
 
 class Worker:
     """One rank's part in the averaging of a model.
 
     Args:
-        names: gives the optimizer's parameters, as they are now, with their names.
-        reset_optimizer: makes the wrapped optimizer's state as new, after this worker diverged.
-        communicator: the workers.
+        wrapped: the optimizer: its parameters and its state.
+        wire: how the model travels to the other workers.
         settings: what the user asked for.
         on_round: called with the report of every completed round.
     """
 
     def __init__(
         self,
-        names: Callable[[], dict[Tensor, str]],
-        reset_optimizer: Callable[[], None],
-        communicator: Communicator,
+        wrapped: Wrapped,
+        wire: Wire,
         settings: Settings,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
         if settings.schedule.local_period:
-            communicator.check_hosts()
-        self._names = names
-        self._reset_optimizer = reset_optimizer
-        self._communicator = communicator
-        self._settings = settings
-        self._observes = settings.averaging.uses_gradients and isinstance(settings.scores, LocalScores)
-        self._proximity = settings.proximity / settings.period
-        self._on_round = on_round
+            wire.transport.check_subgroups()
+        self._wrapped, self._on_round = wrapped, on_round
+        self._wire, self._transport = wire, wire.transport
+        self._settings, self._schedule, self._mix = settings, settings.schedule, settings.recipe.mix
+        self._observes = Column.NORMS in self._mix.needs and isinstance(settings.source, LocalScores)
+        self._handshake = Handshake(wire.transport)
         self._host: HostGroup | None = None
         self._replica: Replica | None = None
-        self._age = 0  # of a replica's companion at least: greater than that of any before
         self.reported = Reported()
-        self._taken = NEVER_MET  # steps since the last meeting, whatever checkpoints were loaded since
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
     @property
     def active(self) -> bool:
         """Whether there are other workers to average with."""
-        return self._communicator.active
+        return self._transport.is_member and self._transport.size > 1
 
     @property
     def completed(self) -> int:
@@ -76,14 +86,15 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
-        self._abandon()
+        while self._under_way:  # what is under way is received, and nothing done with it
+            self._under_way.pop(0)[1].receive()
         self.steps = self.since_round = self.rounds = 0
-        self._behind = 0  # steps that the others took before the last meeting, and this rank has still to take
+        self.length: int | None = None if callable(self._settings.period) else self._settings.period
+        self._proximity = 0.0  # of a step; known once the workers have agreed on the length of a cycle
         self.last_round: RoundReport | None = None
-        if self._replica is not None:
-            self._age = self._replica.next_age
-            self._replica = None
+        self._replica = None
         self._distance: Tensor | None = None
+        self._memory: Any = None  # the policy's
         self._arrived = False
         self.reported.restart()
 
@@ -95,10 +106,11 @@ class Worker:
         if self._arrived or not self.active:
             return
         self._refresh()
-        meeting = self._meet(Purpose.ARRIVAL, nothing(self._model, self._settings))
+        self._transport.check_model(self._model.layout.parameters)
+        rows = self._meet(Reason.ARRIVAL)
         self._arrived = True
-        if meeting.round_due:
-            self._round(self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or Due())
+        if rows.came_for(Reason.ROUND):
+            self._round(self._leaders(rows) or Due())
 
     @torch.no_grad()
     def fused_step(self, fused: FusedStep, optimizer: Any) -> bool:
@@ -109,8 +121,9 @@ class Worker:
         """
         if not self._arrived:
             return False
-        pull = self._proximity if self._model.center.known else 0.0
-        made, norms = fused.step(optimizer, self._model.layout, self._model.center, pull, self._observes)
+        rooms = self._model.rooms
+        pull = self._proximity if rooms.center.known else 0.0
+        made, norms = fused.step(optimizer, rooms, pull, self._observes)
         if norms is not None:
             self._model.estimate.update(norms)
         return made
@@ -130,91 +143,155 @@ class Worker:
             if found_inf is not None:
                 norms = torch.where(found_inf > 0, -1.0, norms)
             self._model.estimate.update(norms)
-        if self._proximity and self._model.center.known:
-            self._model.center.pull_(self._proximity)
+        if self._proximity and self._model.rooms.center.known:
+            self._model.rooms.puller.pull_(self._proximity)
 
     @torch.no_grad()
     def count_step(self) -> None:
         """Count a local step, and average when that is due."""
         if not self._arrived:
             return
+        assert self.length is not None
         self.steps += 1
         self.since_round += 1
-        self._taken += 1
         while self._under_way and self._under_way[0][0] <= self.steps:
             self._finish(*self._under_way.pop(0))
-        due = self._settings.schedule.due(self.since_round)
-        self.since_round %= self._settings.period
-        if self._behind:  # what was due at such a step has taken place
-            self._behind -= 1
-        elif due is not None and self.active:
+        due = self._schedule.due(self.steps, self.since_round, self.length)
+        if self.since_round == self.length or self.steps <= self._schedule.warm_up:
+            self.since_round = 0
+        if due is not None and self.active:
             self._round(due)
 
     # What happens now and then.
 
     def _round(self, due: Due) -> None:
-        """Meet the others and start the round that is due; finish it at once, or `overlap` steps later."""
-        phases = Phases()
+        """Exchange rows and start the round that is due; finish it at once, or `overlap` steps later."""
+        phases, source = Phases(), self._settings.source
         with phases("scores"):
             self._refresh()
-            contribution = to_round(self._model, self._settings, self.reported, due.fragment)
-        meeting = self._meet(Purpose.ROUND, contribution, phases)
+            failure = None
+            if isinstance(source, FreshScores) and Column.NORMS in self._mix.needs and not due.warm_up:
+                failure = take_fresh_gradients(source, self._model, self.reported, due.fragment)
+        rows = self._meet(Reason.ROUND, phases, failure)
         # What is due is for the one who is furthest to say: the others may have come from elsewhere.
-        due = self._settings.schedule.due(meeting.progress[meeting.leader].since_round) or due
-        round_ = self._host_round(meeting, phases) if due.within_host else self._common_round(meeting, due, phases)
+        due = self._leaders(rows) or due
+        round_ = self._started(rows, due, phases)
         if round_ is None:
             return
         if not due.within_host:
-            self.rounds = 1 + max(place.rounds for place in meeting.progress.values())
+            self.rounds = 1 + max(header.rounds for header in rows.header.values())
         self.reported.restart()
-        if round_.diverged:
-            self._model.estimate.restart()
-        elif isinstance(self._settings.scores, LocalScores):
-            layout = self._model.layout
-            self._model.estimate.restart(
-                None if due.fragment is None else layout.indices(layout.layers_of[due.fragment])
-            )
-        if self._settings.overlap and not due.within_host:
+        self._restart_estimate(None if round_.diverged else due.fragment)
+        if self._settings.overlap and not (due.within_host or due.warm_up):
             self._under_way.append((self.steps + self._settings.overlap, round_))
         else:
             self._finish(self.steps, round_)
 
-    def _common_round(self, meeting: Meeting, due: Due, phases: Phases) -> Round:
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Take part in what the others do next, with nothing to say, as a rank that has no more data.
+
+        A round of its own that is under way is finished. After that its parameters stay as they are, and its centre
+        moves as that of the others does.
+        """
+        self.finish_rounds()
+        self._refresh()
+        rows = self._meet(Reason.NOTHING)
+        if rows.arriving or not rows.header:
+            return
+        if rows.came_for(Reason.CONSENSUS):
+            if rows.finite:
+                with plain_mean(self._model.layout, self._settings.buffers, 0.0, self._wire):
+                    return
+            raise self._none_finite(rows)
+        due, phases = self._leaders(rows) or Due(), Phases()
+        round_ = self._started(rows, due, phases, follows=True)
+        if round_ is not None:
+            round_.finish()
+        if round_ is not None and not due.within_host:
+            self.rounds = 1 + max(header.rounds for header in rows.header.values())
+
+    def _started(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
+        """The round that is due; None if it cannot take place: a host's, without all of the host's workers."""
+        needs, everyone, own = self._mix.needs, list(range(rows.size)), self._transport.rank
+        if due.within_host:
+            group = self._host_of(rows)
+            if group is None:
+                return None
+            rooms = self._model.plain_rooms("host", Wire(group.transport), self._settings.pull)
+            plan = Plan(group.workers, group.transport.rank, needs, within_host=True)
+            return start_round(rooms, rows, plan, self._mix, self._memory, phases)[0]
+        if due.warm_up:
+            rooms = self._model.plain_rooms("warm-up", self._wire, 1.0)
+            plan = Plan(everyone, own, needs, follows=follows)
+            round_ = start_round(rooms, rows, plan, Uniform(), (), phases)[0]
+            self._start_beside(round_, rows, follows)
+            return round_
+        if self._memory is None:
+            self._memory = self._mix.init(rows.size, len(self._model.layout.layer_names))
+        overlapped = self._settings.overlap > 0 and not follows
+        plan = Plan(everyone, own, needs, due.fragment, overlapped=overlapped, follows=follows)
         try:
-            return Round(
-                meeting, list(range(meeting.size)), self._model.layout, self._model.center, self._communicator,
-                self._settings.averaging, phases, due.fragment, overlapped=self._settings.overlap > 0,
-                companion=self._model.companion if meeting.same_age else None,
-            )  # fmt: skip
+            round_, self._memory = start_round(self._model.rooms, rows, plan, self._mix, self._memory, phases)
         except AllWorkersDivergedError:
             self._model.estimate.restart()  # for a user who puts back good parameters and goes on
             raise
+        if due.fragment in (None, self._schedule.fragments - 1):
+            self._start_beside(round_, rows, follows)
+        return round_
 
-    def _host_round(self, meeting: Meeting, phases: Phases) -> Round | None:
-        """A round of this host's workers, if all of them are there and any has not diverged."""
+    def _start_beside(self, round_: Round, rows: Rows, follows: bool) -> None:
+        """Send what takes part with equal weights: buffers, and the optimizer's state."""
+        buffers, counted = self._settings.buffers, int(rows.usable.sum())
+        weight = 1 / counted if rows.usable[self._transport.rank] else 0.0
+        if buffers.tensors:
+            average = EqualAverage(buffers.tensors, buffers.variances, weight, self._wire, "buffers", not follows)
+            round_.beside.append(average)
+        state = self._optimizer_state()
+        if state:
+            average = EqualAverage([*state.values()], {}, weight, self._wire, "state", not follows)
+            round_.beside.append(average)
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        """Name → tensor, of the state that is averaged: all of it that has the shape of its parameter."""
+        if self._settings.optimizer_state != "average":
+            return {}
+        layout, state = self._model.layout, self._wrapped.state()
+        return {
+            f"{name}.{key}": value
+            for name, parameter in zip(layout.names, layout.parameters, strict=True)
+            for key, value in sorted(state.get(parameter, {}).items())
+            if isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
+        }
+
+    def _host_of(self, rows: Rows) -> HostGroup | None:
+        """This host's workers, if there are several, all of them have come, and any has not diverged."""
         if self._host is None:
-            if len(meeting.present) < meeting.size:  # who is where, all workers must tell each other
+            if len(rows.header) < rows.size:  # who is where, all workers must tell each other
                 return None
-            self._host = self._communicator.within_host()
-        host = self._host
-        if len(host.workers) == 1 or not set(host.workers) <= set(meeting.present):
-            return None
-        if not meeting.usable[host.workers].any():
-            return None
-        return Round(
-            meeting, host.workers, self._model.layout, self._model.host_center, host.communicator,
-            self._settings.averaging, phases, within_host=True,
-        )  # fmt: skip
+            self._host = within_host(self._transport)
+        workers = self._host.workers
+        complete = len(workers) > 1 and set(workers) <= set(rows.header)
+        return self._host if complete and rows.usable[workers].any() else None
+
+    def _restart_estimate(self, fragment: int | None) -> None:
+        """Norms of local steps are of the steps since the layer's last round; fresh ones are averaged over rounds."""
+        layout = self._model.layout
+        if not isinstance(self._settings.source, LocalScores):
+            return
+        self._model.estimate.restart(None if fragment is None else layout.indices(layout.layers_of[fragment]))
 
     def _finish(self, step: int, round_: Round) -> None:
-        report, distance = round_.finish(self._settings.pull)
+        report, distance = round_.finish()
         report.step = step - (0 if round_.within_host else self._settings.overlap)
         if round_.diverged:
-            self._reset_optimizer()
+            self._wrapped.reset_state()
             self._model.estimate.restart()  # from what it saw while the round was under way
             if not round_.within_host:
                 # The other fragments too: one left at NaN would soon poison this one again.
-                self._model.center.pull_(1.0)
+                self._model.rooms.puller.pull_(1.0)
+        elif self._settings.optimizer_state == "reset" and not round_.within_host:
+            self._wrapped.reset_state()
         if not round_.within_host:
             self._distance, self.last_round = distance, report
         if self._on_round is not None:
@@ -226,64 +303,85 @@ class Worker:
             while self._under_way:
                 self._finish(*self._under_way.pop(0))
 
-    def _abandon(self) -> None:
-        """Receive what is under way and do nothing with it."""
-        while self._under_way:
-            self._under_way.pop(0)[1].receive()
-
-    def _meet(self, purpose: Purpose, contribution: Contribution, phases: Phases | None = None) -> Meeting:
-        """Meet the other ranks; while some of them arrive, let those take their places first."""
+    def _meet(self, reason: Reason, phases: Phases | None = None, failure: Exception | None = None) -> Rows:
+        """Exchange rows with the other ranks; while some of them arrive, let those take their places first."""
         phases = phases or Phases()
-        if self._model.layout.refusal is not None:
-            refuse(self._model.layout.refusal, self._model.terms, self._communicator)
-        companion = self._model.companion
         while True:
             with phases("scores"):
-                contribution.distance = self._distance
-                progress = Progress(self.steps, self.since_round, self.rounds, int(self._model.center.known))
-                state = state_of(self._model, self._communicator.halves)
-                age = 0 if companion is None else companion.age
-                row = Meeting.row(
-                    purpose, contribution, progress, self._taken, self._model.layout, self._model.terms, state, age
-                )
-            wire = None
-            if companion is not None:
-                with phases("pack"):
-                    factors = self._factors(purpose, contribution, state, companion)
-                    wire = companion.packed(factors, self._communicator.room(len(row), companion.dtype))
+                failure = failure or self._begin_cycle()
+                row = self._row(reason, failure)
             with phases("waited"):
-                meeting = exchange(row, self._model.terms, self._communicator, wire)
-            check(meeting, contribution, self._communicator)
-            if meeting.arriving:
+                rows = self._handshake.exchange(row, self._model.terms)
+            if self._model.layout.refusal is not None:  # as on all ranks, whose terms are the same
+                raise ValueError(self._model.layout.refusal)
+            if not rows.header:
+                return rows
+            check(rows, failure, self._transport)
+            self._set_length(rows.header[rows.leader].length)
+            if rows.arriving or rows.behind:
                 self.finish_rounds()
-            if companion is not None and (meeting.arriving or not meeting.same_age):
-                companion.forget(meeting.oldest)
-            if not (meeting.arriving and purpose is not Purpose.ARRIVAL):
-                self._taken = 0
-            if meeting.adopting:
-                self._adopt(meeting)
-            if purpose is Purpose.ARRIVAL or not meeting.arriving:
-                return meeting
+                self._adopt(rows)
+            if reason in (Reason.ARRIVAL, Reason.NOTHING) or not (rows.arriving or rows.behind):
+                return rows
 
-    def _factors(self, purpose: Purpose, contribution: Contribution, state: State, companion: Companion) -> Tensor:
-        """This worker's w for the companion, [L]: those of a round, all ones for the plain mean, or zeros."""
-        if purpose is Purpose.ROUND:
-            return companion.own_factors(contribution.norms, contribution.reported, state.finite)
-        layers = len(self._model.layout.layer_names)
-        present = state.finite if purpose is Purpose.CONSENSUS else torch.zeros_like(state.finite)
-        return present.double().expand(layers)
+    def _begin_cycle(self) -> Exception | None:
+        """Ask the user for the length of a cycle that begins; what that raises is returned, since other ranks wait."""
+        if callable(self._settings.period) and (self.since_round == 0 or self.length is None):
+            try:
+                self.length = self._schedule.length(self._progress)
+            except Exception as error:
+                return error
+        return None
 
-    def _adopt(self, meeting: Meeting) -> None:
-        place, rank = meeting.progress[meeting.leader], self._communicator.rank
-        if rank in meeting.adopting:
+    @property
+    def _progress(self) -> Progress:
+        return Progress(self.steps, self.since_round, self.rounds, int(self._model.rooms.center.known))
+
+    def _row(self, reason: Reason, failure: Exception | None) -> Row:
+        """This worker's row. All rows are as long as one for a round."""
+        model, needs, place = self._model, self._mix.needs, self._progress
+        header = Header(
+            reason, model.terms.digest, int(failure is not None), 0, self._handshake.number, self.length or 0, 0, *place
+        )
+        if reason is Reason.ROUND and self._settings.optimizer_state == "average":
+            state = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in self._optimizer_state().items()]
+            header = header._replace(state=digest(state))
+        if model.layout.refusal is not None or reason is Reason.NOTHING:
+            columns = no_columns(model, needs)
+            return Row(header, Measured.nothing(columns.device), columns)
+        measurement = Measurement(model, self._wire.small is not None or Column.DISPLACEMENTS in needs)
+        if reason is Reason.ARRIVAL:
+            header = header._replace(start=measurement.digest())
+        is_round = reason is Reason.ROUND
+        measured = measurement.measured(self._distance, self.reported if is_round else None)
+        return Row(header, measured, measurement.columns(needs) if is_round else no_columns(model, needs))
+
+    def _leaders(self, rows: Rows) -> Due | None:
+        """What is due as the rank says that is furthest."""
+        leader = rows.header[rows.leader]
+        return self._schedule.due(leader.steps, leader.since_round, leader.length)
+
+    def _set_length(self, length: int) -> None:
+        self._schedule.check(length, self._settings.overlap)
+        self.length = length
+        self._proximity = self._settings.proximity / length
+
+    def _adopt(self, rows: Rows) -> None:
+        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any."""
+        place, rank, witness = rows.header[rows.leader].progress, self._transport.rank, rows.witness
+        last = rows.header[witness]
+        adopting = [other for other in rows.arriving if rows.header[other].progress != place]
+        if rank in adopting:
             self._model.estimate.restart()
-            self.steps, self.rounds = place.steps, place.rounds
-            self._behind = meeting.behind(rank)
-            self.since_round = (place.since_round - self._behind) % self._settings.period
-        if place.has_center:
-            self._model.center.adopt_(rank == meeting.leader, self._communicator)
-        else:
-            self._model.center.forget()
+            self.steps, self.since_round = place.steps, place.since_round
+        if rank in adopting or rank in rows.behind:
+            self.rounds = last.rounds
+        if (adopting or rows.behind) and last.has_center:
+            self._memory = adopt_(self._model.rooms, self._memory, witness, self._wire)
+        elif adopting:
+            self._model.rooms.forget()
+        if rows.arriving and not last.has_center and self._settings.starts_at_first_step:
+            self._model.start_center(rows.leader)
 
     @contextmanager
     def consensus(self) -> Iterator[None]:
@@ -294,16 +392,16 @@ class Worker:
         with torch.no_grad():
             self.finish_rounds()
             self._refresh()
-            meeting = self._meet(Purpose.CONSENSUS, nothing(self._model, self._settings))
-        if not meeting.finite:
-            raise AllWorkersDivergedError(f"none of the {len(meeting.present)} workers has finite parameters")
-        weight = 1 / len(meeting.finite) if self._communicator.rank in meeting.finite else 0.0
-        layout, received = self._model.layout, None
-        if self._model.companion is not None:
-            count = torch.full((len(layout.layer_names),), float(len(meeting.finite)), dtype=torch.float64)
-            received = self._model.companion.divided(count)
-        with plain_mean(layout, weight, self._communicator, received):
+            rows = self._meet(Reason.CONSENSUS)
+        if not rows.finite:
+            raise self._none_finite(rows)
+        weight = 1 / len(rows.finite) if self._transport.rank in rows.finite else 0.0
+        with plain_mean(self._model.layout, self._settings.buffers, weight, self._wire):
             yield
+
+    @staticmethod
+    def _none_finite(rows: Rows) -> AllWorkersDivergedError:
+        return AllWorkersDivergedError(f"none of the {len(rows.header)} workers has finite parameters")
 
     # The model as it is laid out now.
 
@@ -314,12 +412,13 @@ class Worker:
 
     def _refresh(self) -> None:
         """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""
-        names, old = self._names(), self._replica
+        names, old = self._wrapped.names(), self._replica
         if old is None:
-            self._replica = Replica(names, self._settings, self._communicator, self._age)
+            self._replica = Replica(names, self._settings, self._wire)
         elif not old.is_of(names):
             self.finish_rounds()
             self._replica = old.laid_out_anew(names)
+            self._memory = None  # it may be of other layers
 
     @property
     def center(self) -> dict[str, Tensor] | None:
@@ -340,11 +439,13 @@ class Worker:
             return None
         self.finish_rounds()
         return {
-            "version": CHECKPOINT_VERSION,
+            "version": checkpoint.VERSION,
             "steps": self.steps,
             "since_round": self.since_round,
+            "length": self.length,
             "rounds": self.rounds,
             "reported": self.reported.state(),
+            "policy": self._memory,
             **self._replica.state(numbers),
         }
 
@@ -358,12 +459,11 @@ class Worker:
         self.restart()
         if state is None:
             return
-        if state["version"] not in READABLE_VERSIONS:
-            raise ValueError(
-                f"the checkpoint's grawa version must be one of {READABLE_VERSIONS}, but is {state['version']!r}"
-            )
+        state = checkpoint.current(state)
         self._refresh()
         self._model.load(state, numbers)
         self.reported.load(state["reported"])
-        self.steps, self.rounds = state["steps"], state["rounds"]
-        self.since_round = state["since_round"] % self._settings.period  # which may have been another
+        self.steps, self.rounds, self._memory = state["steps"], state["rounds"], state["policy"]
+        self.length = self.length or state["length"]
+        # The period may have been another.
+        self.since_round = state["since_round"] % self.length if self.length else state["since_round"]

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import grawa_hvd
 from benchmarks.alone import average_alone
-from grawa_hvd.communicator import built_transports
+from grawa_hvd.transport.horovod import built_with
 
 STEPS, PERIOD, PULL = 64, 8, 0.5
 # Some twenty roundings a step and element in either optimizer, relative to the largest of the layer.
@@ -155,7 +155,7 @@ def main() -> None:
         )
     if arguments.json is not None:
         gpu = torch.cuda.get_device_name() if arguments.device == "cuda" else None
-        head = {"device": gpu or "cpu", "torch": torch.__version__, "transports": dict(built_transports())}
+        head = {"device": gpu or "cpu", "torch": torch.__version__, "transports": dict(built_with())}
         arguments.json.write_text(json.dumps({**head, "settings": found}, indent=1) + "\n")
     hvd.shutdown()
     sys.exit(not all(row["is_right"] for row in found))

@@ -36,6 +36,11 @@ class LayerTable:
         """Number of elements of all parameters."""
         return self._numel
 
+    @property
+    def wire_strides(self) -> list[tuple[int, ...]]:
+        """For each parameter the strides of the order in which its elements lie on the wire."""
+        return list(self._strides)
+
     def grad_norms(self) -> Tensor:
         """Frobenius norms of the parameters' gradients.
 

@@ -20,6 +20,7 @@ from grawa_hvd.averaging import (
     LGRAWA,
     MGRAWA,
     Averaging,
+    Column,
     Observed,
     Uniform,
     inverse_norm_weights,
@@ -35,7 +36,7 @@ EPSILON = 2.0**-52
 def observed(norms: list[list[float]]) -> Observed:
     matrix = torch.tensor(norms, dtype=torch.float64)
     unknown = torch.full((len(norms),), math.nan, dtype=torch.float64)
-    return Observed(matrix, unknown, unknown, unknown)
+    return Observed(~matrix.isnan().any(dim=1), matrix, torch.zeros_like(matrix), unknown, unknown, unknown)
 
 
 matrices = hnp.arrays(
@@ -47,7 +48,7 @@ matrices = hnp.arrays(
 
 @dataclass(frozen=True)
 class ByLoss(Averaging):
-    uses_gradients: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Column]] = frozenset()
 
     def scores(self, observed: Observed) -> Tensor:
         return observed.losses[:, None].expand_as(observed.norms)
@@ -99,7 +100,8 @@ def test_a_score_of_zero_is_the_limit_of_small_ones() -> None:
 def test_a_loss_of_zero_is_the_best_and_one_that_is_missing_has_no_weight() -> None:
     norms = torch.zeros(3, 2, dtype=torch.float64)
     for losses, expected in (([0.0, 1.0, 2.0], [1.0, 0.0, 0.0]), ([math.nan, 1.0, 3.0], [0.0, 0.75, 0.25])):
-        seen = Observed(norms, torch.tensor(losses, dtype=torch.float64), norms[:, 0], norms[:, 0])
+        everyone, told = norms[:, 0] == 0, torch.tensor(losses, dtype=torch.float64)
+        seen = Observed(everyone, norms, norms, told, norms[:, 0], norms[:, 0])
         weights = ByLoss().weights(ByLoss().scores(seen))
         torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64)[:, None].expand(3, 2))
 

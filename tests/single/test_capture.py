@@ -11,8 +11,8 @@ from devices import DEVICES
 from torch import Tensor, nn
 
 import grawa_hvd
-from grawa_hvd import capture
-from grawa_hvd.communicator import Communicator
+from grawa_hvd.step import capture
+from grawa_hvd.worker import Worker
 
 hvd = pytest.importorskip("horovod.torch")  # on a GPU machine it may be lacking
 MESSAGE = "Capture the model's forward and backward alone"
@@ -29,7 +29,7 @@ def world_of_one() -> Iterator[None]:
 @pytest.fixture
 def averages_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker has nobody to average with, and no rounds to miss."""
-    monkeypatch.setattr(Communicator, "active", True)
+    monkeypatch.setattr(Worker, "active", True)
 
 
 def model_and_optimizer(device: str = "cpu") -> tuple[nn.Module, Any]:

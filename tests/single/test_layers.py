@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from grawa_hvd.layers import Groups, Layout, averaged, digest, membership, memory_strides, validated_names
+from grawa_hvd.model.cut import Groups
+from grawa_hvd.model.layout import Layout
+from grawa_hvd.model.names import averaged, validated_names
+from grawa_hvd.rounds.agreement import digest
 
 
 def layout_of(model: nn.Module, layers: str = "parameter", groups: Groups = None) -> Layout:
@@ -67,23 +69,6 @@ def test_views_have_the_parameters_memory_order() -> None:
     assert view.stride() == weight.stride()
 
 
-@pytest.mark.parametrize(
-    "tensor",
-    [torch.zeros(2, 3), torch.zeros(3, 2).t(), torch.zeros(2, 1, 3), torch.zeros(()), torch.zeros(0, 3),
-     torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)],
-)  # fmt: skip
-def test_strides_of_dense_tensors_place_elements_as_their_own_do(tensor: Tensor) -> None:
-    strides = memory_strides(tensor)
-    assert all(s == own for s, own, size in zip(strides, tensor.stride(), tensor.shape, strict=True) if size > 1) or (
-        tensor.numel() == 0
-    )
-
-
-@pytest.mark.parametrize("tensor", [torch.zeros(4, 6)[:, ::2], torch.zeros(4, 6)[1:, 1:], torch.zeros(3).expand(2, 3)])
-def test_a_tensor_with_gaps_is_laid_out_row_by_row(tensor: Tensor) -> None:
-    assert memory_strides(tensor) == tuple(torch.empty(tensor.shape).stride())
-
-
 def test_descriptions_tell_names_shapes_dtypes_and_memory_orders_apart() -> None:
     def described(tensor: Tensor, name: str = "w") -> int:
         return digest(Layout({nn.Parameter(tensor): name}, "parameter", None).describe())
@@ -109,16 +94,6 @@ def test_of_parameters_that_share_their_memory_the_first_stands_for_all() -> Non
     second, empty, other_empty = nn.Parameter(first.data), nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
     names: dict[Tensor, str] = {first: "a", second: "b", empty: "c", other_empty: "d"}
     assert list(averaged(names, set()).values()) == ["a", "c", "d"]
-
-
-def test_membership_notices_moves_casts_and_memory_formats() -> None:
-    parameter = nn.Parameter(torch.zeros(2, 3, 4, 4))
-    before = membership([parameter])
-    parameter.data = parameter.data.to(memory_format=torch.channels_last)
-    assert membership([parameter]) != before
-    before = membership([parameter])
-    parameter.data = parameter.data.double()
-    assert membership([parameter]) != before
 
 
 def test_a_tied_parameter_keeps_its_first_name() -> None:

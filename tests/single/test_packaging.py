@@ -97,22 +97,35 @@ def test_the_extension_carries_no_debug_information() -> None:
     assert len(content) < 1e6
 
 
-def test_horovod_is_not_imported_before_the_optimizer_is_asked_for() -> None:
+ALONE = (
+    "import os, sys, torch, torch.distributed as dist, grawa_hvd\n"
+    "os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT='0', RANK='0', WORLD_SIZE='1')\n"
+    "model = torch.nn.Linear(2, 2)\n"
+    "def wrap(**options): return grawa_hvd.DistributedGrawaOptimizer(torch.optim.SGD(model.parameters()), **options)\n"
+)
+
+
+def test_horovod_is_not_imported_over_torch_distributed() -> None:
     told = run(
-        "import sys, grawa_hvd.ops, grawa_hvd.scores, grawa_hvd.averaging\n"
-        "before = 'horovod' in sys.modules\n"
-        "grawa_hvd.DistributedGrawaOptimizer\n"
-        "print(before, 'horovod' in sys.modules)"
+        ALONE + "dist.init_process_group('gloo')\n"
+        "wrap().step()\n"
+        "print('horovod' in sys.modules)\n"
+        "dist.destroy_process_group()"
     )
-    assert told.split() == ["False", "True"]
+    assert told.split() == ["False"]
+
+
+def test_where_nothing_is_initialised_the_error_names_both_backends() -> None:
+    told = run(ALONE + "try: wrap()\nexcept ValueError as error: print(error)")
+    assert "hvd.init() under horovodrun" in told and "init_process_group() under torchrun" in told
 
 
 def test_without_horovod_the_kernels_work_and_the_optimizer_says_what_to_install() -> None:
     told = run(
         "import sys; sys.modules['horovod'] = None\n"
-        "import torch, grawa_hvd\n"
-        "print(torch.ops.grawa.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
-        "try: grawa_hvd.DistributedGrawaOptimizer\n"
+        + ALONE
+        + "print(torch.ops.grawa.layer_norms([torch.ones(4)]), grawa_hvd.LocalScores(), grawa_hvd.LGRAWA())\n"
+        "try: wrap(process_set=object())\n"
         "except ImportError as error: print(error)\n"
     )
     assert "tensor([2.])" in told

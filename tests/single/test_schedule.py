@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from grawa_hvd.schedule import Due, Schedule
+from grawa_hvd.rounds.rows import Progress
+from grawa_hvd.rounds.schedule import Due, Schedule
 
 
 def cycle(schedule: Schedule) -> list[Due | None]:
     """What is due after each step of a cycle."""
-    return [schedule.due(since) for since in range(1, schedule.period + 1)]
+    period = schedule.period
+    assert isinstance(period, int)
+    return [schedule.due(schedule.warm_up + since, since, period) for since in range(1, period + 1)]
 
 
 @pytest.mark.parametrize("period", [1, 2, 32])
@@ -54,4 +57,30 @@ def test_hosts_average_where_no_other_round_is_due(
 
 
 def test_nought_stands_for_the_end_of_a_cycle() -> None:
-    assert Schedule(4, 2).due(0) == Schedule(4, 2).due(4) == Due(1)
+    assert Schedule(4, 2).due(8, 0, 4) == Schedule(4, 2).due(4, 4, 4) == Due(1)
+
+
+@pytest.mark.parametrize("warm_up", [1, 5])
+def test_all_average_after_each_step_of_the_warm_up_and_cycles_begin_after_it(warm_up: int) -> None:
+    schedule = Schedule(3, warm_up=warm_up)
+    assert [schedule.due(step, 1, 3) for step in range(1, warm_up + 1)] == [Due(warm_up=True)] * warm_up
+    assert cycle(schedule) == [None, None, Due()]
+
+
+def test_a_period_that_is_a_function_is_asked_with_the_progress() -> None:
+    schedule = Schedule(lambda progress: 2 + progress.rounds)
+    assert schedule.length(Progress(steps=6, rounds=3)) == 5
+    assert schedule.due(11, 5, 5) == Due()
+    assert schedule.due(11, 2, 5) is None
+
+
+@pytest.mark.parametrize(("schedule", "overlap", "least"), [
+    (Schedule(lambda progress: 1), 0, 1), (Schedule(lambda progress: 1, fragments=3), 0, 3),
+    (Schedule(lambda progress: 1, local_period=4), 0, 5), (Schedule(lambda progress: 1), 6, 7),
+])  # fmt: skip
+def test_a_cycle_has_room_for_all_that_is_due_in_it(schedule: Schedule, overlap: int, least: int) -> None:
+    schedule.check(least, overlap)
+    with pytest.raises(
+        ValueError, match=f"period must return an integer of at least {least}, but returned {least - 1}"
+    ):
+        schedule.check(least - 1, overlap)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from grawa_hvd.settings import validated_settings
+from grawa_hvd.settings import Settings
 
 GOOD: dict[str, Any] = {
     "averaging": "lgrawa", "period": 32, "pull": 0.5, "proximity": 0.01,
@@ -35,13 +35,13 @@ GOOD: dict[str, Any] = {
 )
 def test_a_bad_argument_is_named(name: str, value: object, allowed: str) -> None:
     with pytest.raises(ValueError, match=name) as error:
-        validated_settings(**{**GOOD, name: value})
+        Settings(**{**GOOD, name: value})
     assert allowed in str(error.value)
     assert repr(value) in str(error.value)
 
 
 def test_ranks_compare_everything_but_their_own_tensors_and_functions() -> None:
-    lines = validated_settings(**{**GOOD, "scores": lambda: None}).describe()
+    lines = Settings(**{**GOOD, "scores": lambda: None}).describe()
     assert "averaging=LGRAWA(floor=0.0)" in lines
     assert "period=32" in lines
     assert "scores=FreshScores(decay=0.43)" in lines

@@ -1,4 +1,4 @@
-"""One worker alone: bitwise the wrapped optimizer (DESIGN §2, invariant 1)."""
+"""One worker alone: bitwise the wrapped optimizer (docs/design.md, what tests hold every run to, 1)."""
 
 from __future__ import annotations
 
@@ -109,6 +109,6 @@ def test_consensus_of_one_is_its_own_model() -> None:
 def test_a_checkpoint_of_another_version_is_refused() -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = grawa_hvd.DistributedGrawaOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    state = {**optimizer.state_dict(), "grawa": {"version": 3}}
-    with pytest.raises(ValueError, match=r"grawa version must be one of \(1, 2\), but is 3"):
+    state = {**optimizer.state_dict(), "grawa": {"version": 4}}
+    with pytest.raises(ValueError, match=r"grawa version must be one of \(1, 2, 3\), but is 4"):
         optimizer.load_state_dict(state)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import grawa_hvd
-from grawa_hvd import Averaging, Observed
+from grawa_hvd import Averaging, Column, Observed
 
 
 @dataclass(frozen=True)
 class LossWeighted(Averaging):
     """A policy as users write them."""
 
-    uses_gradients: ClassVar[bool] = False
+    needs: ClassVar[frozenset[Column]] = frozenset()
 
     def scores(self, observed: Observed) -> Tensor:
         """The losses."""

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from grawa_hvd import amp, ops
-from grawa_hvd.consensus import Center
-from grawa_hvd.layers import Layout
+from grawa_hvd import ops
+from grawa_hvd.model.layout import Layout
 from grawa_hvd.ops import AdamwHyperparameters, SgdHyperparameters
 from grawa_hvd.ops.reference import NO_GRADIENT
+from grawa_hvd.rounds.center import Center
+from grawa_hvd.rounds.round import Rooms
+from grawa_hvd.step import amp
 
 ALGORITHMS: dict[type, Literal["sgd", "adamw"]] = {torch.optim.SGD: "sgd", torch.optim.AdamW: "adamw"}
 
@@ -33,14 +35,12 @@ class FusedStep:
         self._targets: tuple[Layout, Center, int] | None = None
         self._norms = torch.empty(0)
 
-    def step(
-        self, optimizer: Any, layout: Layout, center: Center, pull: float, with_norms: bool
-    ) -> tuple[bool, Tensor | None]:
+    def step(self, optimizer: Any, rooms: Rooms, pull: float, with_norms: bool) -> tuple[bool, Tensor | None]:
         """One local step of all parameters.
 
         Args:
             optimizer: has `param_groups` and `state`, and `grad_scale` and `found_inf` where GradScaler left them.
-            layout, center: of the averaged parameters.
+            rooms: layout, centre and puller of the averaged parameters.
             pull: toward the centre, from 0 to 1.
             with_norms: whether norms are wanted.
 
@@ -48,6 +48,7 @@ class FusedStep:
             Whether the step was made: if not, nothing has changed and torch must make it. And the gradients' norms as
             in `Layout.grad_norms`, −1 throughout after an overflow.
         """
+        layout, center = rooms.layout, rooms.center
         hyperparameters: list[Any] = [_hyperparameters(self._algorithm, group) for group in optimizer.param_groups]
         if None in hyperparameters:
             return False, None
@@ -57,7 +58,7 @@ class FusedStep:
             # A kernel cannot say to the host whether this step is one to count. So the host asks, as GradScaler would.
             if amp.overflowed(found_inf):
                 if pull:
-                    center.pull_(pull)
+                    rooms.puller.pull_(pull)
                 return True, None
             found_inf = None
         self._prepare(optimizer.param_groups, layout, center)
@@ -81,7 +82,7 @@ class FusedStep:
 
     def _set_targets(self, layout: Layout, center: Center) -> None:
         row_of = {id(parameter): row for row, parameter in enumerate(layout.parameters)}
-        parts, strides = center.parts(), layout.wire_strides()
+        parts, strides = center.parts(), layout.table.wire_strides
         rows = [row_of.get(id(parameter), -1) for parameter in self._params]
         self._table.set_targets(
             rows,

@@ -1,0 +1,35 @@
+"""Averaging policies: who counts how much in a round."""
+
+from typing import Any
+
+from grawa_hvd.averaging.norms import GRAWA, LGRAWA, MGRAWA, NormAveraging
+from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed, Recipe
+from grawa_hvd.averaging.registry import POLICIES, policy
+from grawa_hvd.averaging.uniform import Uniform
+from grawa_hvd.averaging.weights import inverse_norm_weights, inverse_weights, raise_to_floor
+
+__all__ = [
+    "GRAWA",
+    "LGRAWA",
+    "MGRAWA",
+    "POLICIES",
+    "Averaging",
+    "Column",
+    "Mixing",
+    "NormAveraging",
+    "Observed",
+    "Recipe",
+    "Uniform",
+    "inverse_norm_weights",
+    "inverse_weights",
+    "policy",
+    "raise_to_floor",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A policy of a file in this folder that is not imported above."""
+    for found in POLICIES.values():
+        if found.__name__ == name:
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

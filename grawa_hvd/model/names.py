@@ -1,0 +1,114 @@
+"""Which parameters are averaged, and their names."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Container, Iterable
+from typing import Any
+
+from torch import Tensor
+
+UNNAMED = "allreduce.noname."
+
+
+def validated_names(
+    named_parameters: Iterable[tuple[str, Tensor]] | None, param_groups: list[dict[str, Any]]
+) -> dict[Tensor, str]:
+    """Parameter → name, in the order of `named_parameters`, checked as `hvd.DistributedOptimizer` does.
+
+    Raises:
+        ValueError: if entries are not pairs, names repeat, or a parameter of the optimizer has no name.
+    """
+    owned = [parameter for group in param_groups for parameter in group["params"]]
+    if named_parameters is None:
+        return dict(unnamed(param_groups))
+    pairs = list(named_parameters)
+    if any(not isinstance(pair, tuple) for pair in pairs):
+        raise ValueError(
+            "named_parameters should be a sequence of tuples (name, parameter), "
+            "usually produced by model.named_parameters()."
+        )
+    names = [name for name, _ in pairs]
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise ValueError(f"Parameter names in named_parameters must be unique. Found duplicates: {', '.join(repeated)}")
+    named = {id(parameter) for _, parameter in pairs}
+    missing = [str(id(parameter)) for parameter in owned if id(parameter) not in named]
+    if missing:
+        raise ValueError(
+            "named_parameters was specified, but one or more model parameters were not named. "
+            f"Python object ids: {', '.join(missing)}"
+        )
+    result: dict[Tensor, str] = {}
+    for name, parameter in pairs:  # a tied parameter keeps its first name
+        result.setdefault(parameter, name)
+    return result
+
+
+def unnamed(param_groups: list[dict[str, Any]]) -> list[tuple[Tensor, str]]:
+    """Names for parameters that were given none, as Horovod makes them."""
+    return [
+        (parameter, f"{UNNAMED}{i}.{j}")
+        for i, group in enumerate(param_groups)
+        for j, parameter in enumerate(group["params"])
+    ]
+
+
+def averaged(names: dict[Tensor, str], already: Container[int]) -> dict[Tensor, str]:
+    """The parameters to average: of floating point, and trained now or at some time before.
+
+    A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding. Of
+    parameters that share all their memory the first stands for all: the others would be pulled a second time.
+
+    Args:
+        names: parameter → name; already: ids of those that have been averaged before.
+    """
+    result: dict[Tensor, str] = {}
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    for parameter, name in names.items():
+        memory = (parameter.data_ptr(), parameter.shape, parameter.stride())
+        trained = parameter.is_floating_point() and (parameter.requires_grad or id(parameter) in already)
+        if trained and (parameter.numel() == 0 or memory not in seen):
+            result[parameter] = name
+            seen.add(memory)
+    return result
+
+
+def refuse_sharded(names: dict[Tensor, str]) -> None:
+    """Whether each process holds whole parameters.
+
+    Raises:
+        ValueError: naming a parameter of which it holds a shard, as of FSDP or tensor parallelism.
+    """
+    for parameter, name in names.items():
+        # By name: their modules take a second to import, and are there already if such a parameter is.
+        kinds = {kind.__name__ for kind in type(parameter).__mro__}
+        if kinds & {"DTensor", "FlatParameter"}:
+            raise ValueError(
+                f"{name} is sharded over processes (FSDP or tensor parallelism), but this optimizer averages models of "
+                "which each worker has a whole copy"
+            )
+
+
+class OwnedNames:
+    """The parameters of an optimizer with their names, also when `add_param_group` brings more.
+
+    Args:
+        optimizer: has `param_groups`.
+        names: parameter → name, as far as names were given.
+    """
+
+    def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
+        self._optimizer, self._given = optimizer, names
+        self._owned: list[Tensor] = []
+        self._names: dict[Tensor, str] = {}
+
+    def current(self) -> dict[Tensor, str]:
+        """Parameter → name, of all that the optimizer has now; the same object while they are the same."""
+        groups = self._optimizer.param_groups
+        owned = [parameter for group in groups for parameter in group["params"]]
+        if len(owned) != len(self._owned) or not all(map(operator.is_, owned, self._owned)):
+            added = {p: name for p, name in unnamed(groups) if p not in self._given}
+            known, is_owned = {**self._given, **added}, set(owned)
+            self._owned, self._names = owned, {p: name for p, name in known.items() if p in is_owned}
+        return self._names

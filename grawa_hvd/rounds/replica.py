@@ -1,0 +1,153 @@
+"""This worker's copy of the model as it is laid out: the layout, and all that goes by it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd.model.layout import Layout
+from grawa_hvd.model.names import averaged
+from grawa_hvd.rounds.agreement import Terms
+from grawa_hvd.rounds.center import Center
+from grawa_hvd.rounds.exchange import Exchange
+from grawa_hvd.rounds.outer import Outer, Replace, TorchOuter
+from grawa_hvd.rounds.pull import Constant, Puller
+from grawa_hvd.rounds.round import Rooms
+from grawa_hvd.scores import NormEstimate
+from grawa_hvd.settings import Settings
+from grawa_hvd.transport.wire import Wire
+
+
+class Replica:
+    """A model, laid out.
+
+    Args:
+        names: the optimizer's parameters with their names; those that are trained, or are in `already`, are averaged.
+        settings: what the user asked for.
+        wire: how the model travels.
+        already: parameters that have been averaged before.
+
+    Attributes:
+        layout: the parameters that are averaged.
+        rooms: what rounds of all workers work on.
+        estimate: of the layers' gradient norms.
+        terms: all that the ranks must agree on.
+    """
+
+    def __init__(
+        self, names: dict[Tensor, str], settings: Settings, wire: Wire, already: frozenset[int] = frozenset()
+    ) -> None:
+        self._settings, self._wire = settings, wire
+        self._parameters, self._looks = list(names), _looks(names)
+        trained = averaged(names, already)
+        self._built_from = _membership(trained)
+        layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
+        self.layout = layout
+        self.rooms = self._new_rooms()
+        self._plain_rooms: dict[str, Rooms] = {}
+        self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)
+        self.terms = Terms(settings.describe(), wire.describe(), layout.describe())
+
+    def _new_rooms(self) -> Rooms:
+        settings, layout, center = self._settings, self.layout, Center(self.layout)
+        factory, pull = settings.outer, settings.recipe.pull or Constant(settings.pull)
+        outer: Outer = Replace(center) if factory is None else TorchOuter(factory, layout, center)
+        keeps_old = factory is not None or settings.overlap > 0 or pull.anchor == "old" or self._wire.small is not None
+        exchange = Exchange(layout, center, self._wire, in_place=not keeps_old)
+        return Rooms(layout, center, exchange, outer, pull, Puller(layout, center))
+
+    def plain_rooms(self, name: str, wire: Wire, part: float) -> Rooms:
+        """What rounds work on that move no centre of all workers: within a host, and while training warms up.
+
+        Args:
+            name: which of them.
+            wire: to the workers that take part.
+            part: how far they are pulled toward their average.
+        """
+        if name not in self._plain_rooms:
+            layout, center = self.layout, Center(self.layout)
+            exchange = Exchange(layout, center, wire, in_place=True)
+            puller = Puller(layout, center)
+            self._plain_rooms[name] = Rooms(layout, center, exchange, Replace(center), Constant(part), puller)
+        return self._plain_rooms[name]
+
+    def is_of(self, names: dict[Tensor, str]) -> bool:
+        """Whether the parameters that are averaged are the same, and lie as they did when they were laid out."""
+        looks = _looks(names)
+        same = len(names) == len(self._parameters) and all(map(operator.is_, names, self._parameters))
+        if same and looks == self._looks:
+            return True
+        if _membership(averaged(names, self._averaged_already())) != self._built_from:
+            return False
+        self._parameters, self._looks = list(names), looks
+        return True
+
+    def _averaged_already(self) -> frozenset[int]:
+        return frozenset(map(id, self.layout.parameters))
+
+    def laid_out_anew(self, names: dict[Tensor, str]) -> Replica:
+        """The replica of a model whose parameters were added to, unfrozen, moved or cast: all that is known stays."""
+        result = Replica(names, self._settings, self._wire, self._averaged_already())
+        numbers = {id(parameter): number for number, parameter in enumerate([*names, *self.layout.parameters])}
+        result.load(self.state(numbers), numbers)
+        return result
+
+    def start_center(self, leader: int) -> None:
+        """Let the centre be the leader's parameters; a collective."""
+        layout, is_leader = self.layout, self._wire.transport.rank == leader
+        weights = torch.full((len(layout.parameters),), float(is_leader), dtype=torch.float64, device=layout.device)
+        for bucket, buffer in zip(layout.buckets, self.rooms.center.buffers, strict=True):
+            bucket.table.pack(weights[bucket.indices], buffer)
+            self._wire.sum_(buffer, bucket.name, exact=True).wait()
+        self.rooms.center.note(range(len(layout.parameters)))
+
+    def named_center(self) -> dict[str, Tensor] | None:
+        """Parameter name → its part of the centre; None before the first round."""
+        center = self.rooms.center
+        return {self.layout.names[index]: part for index, part in center.state().items()} if center.known else None
+
+    def state(self, numbers: dict[int, int]) -> dict[str, Any]:
+        """Centre, outer state, residuals and estimates, for a checkpoint.
+
+        Args:
+            numbers: id of a parameter → its number there.
+        """
+        outer, residuals = self.rooms.outer.state(), self.rooms.exchange.state()
+        kept: dict[int, dict[str, Any]] = {}
+        for index, center in self.rooms.center.state().items():
+            own = kept[numbers[id(self.layout.parameters[index])]] = {"center": center}
+            if index in outer:
+                own["outer"] = outer[index]
+            if index in residuals:
+                own["residual"] = residuals[index]
+        return {"state": kept, "estimates": self.estimate.state(self.layout.layer_names)}
+
+    def load(self, state: dict[str, Any], numbers: dict[int, int]) -> None:
+        """Take over what `state` returned, parameter by its number and layer by its name.
+
+        Raises:
+            ValueError: if a shape differs.
+        """
+        index_of = {numbers[id(parameter)]: index for index, parameter in enumerate(self.layout.parameters)}
+        kept = {index_of[number]: own for number, own in state["state"].items() if number in index_of}
+        self.rooms.center.load({index: own["center"] for index, own in kept.items()})
+        self.rooms.exchange.load({index: own["residual"] for index, own in kept.items() if "residual" in own})
+        self.rooms.outer.load({index: own["outer"] for index, own in kept.items() if "outer" in own})
+        self.estimate.load(self.layout.layer_names, state["estimates"])
+
+
+Look = tuple[int, bool, torch.dtype, torch.device, torch.Size, tuple[int, ...]]
+
+
+def _looks(names: dict[Tensor, str]) -> list[Look]:
+    """What is cheap to compare, and tells whether a parameter is averaged and where it lies."""
+    return [(p.data_ptr(), p.requires_grad, p.dtype, p.device, p.shape, p.stride()) for p in names]
+
+
+def _membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, tuple[int, ...]]]:
+    """What a layout is built from, to notice when it is out of date."""
+    return [(id(p), p.dtype, p.device, p.stride()) for p in names]

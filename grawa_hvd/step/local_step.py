@@ -1,0 +1,94 @@
+"""One local step: by a fused kernel or by torch, within torch's step hooks, with GradScaler's scale taken off."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from grawa_hvd.step import amp
+from grawa_hvd.step.capture import refuse_captured_step
+from grawa_hvd.step.fused import ALGORITHMS, FusedStep
+from grawa_hvd.worker import Worker
+
+Closure = Callable[[], Any] | None
+
+
+class LocalStep:
+    """The local steps of one optimizer, and what the worker does around them.
+
+    Args:
+        wrapped: the class of the wrapped optimizer.
+        worker: takes the gradient in and counts the step.
+        fused: whether a kernel may make the step.
+        wrapped_scales: whether the wrapped optimizer handles GradScaler's scale itself.
+    """
+
+    def __init__(self, wrapped: type[torch.optim.Optimizer], worker: Worker, fused: bool, wrapped_scales: bool) -> None:
+        self._wrapped, self._worker, self._wrapped_scales = wrapped, worker, wrapped_scales
+        self._fused = FusedStep(wrapped) if fused and wrapped in ALGORITHMS else None
+
+    def __call__(self, optimizer: Any, closure: Closure) -> Any:
+        """Make one step, and a round if one is due.
+
+        Returns:
+            What `closure` returned.
+
+        Raises:
+            RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
+        """
+        is_active = self._worker.active
+        if is_active:
+            refuse_captured_step(optimizer.param_groups)
+        self._worker.before_step()
+        if self._fused is None or not is_active:
+            result = self._by_torch(optimizer, functools.partial(self._wrapped.step, optimizer), closure)
+        else:
+            result = _hooked_step(optimizer) if closure is None else _hooked_step(optimizer, closure)
+        self._worker.count_step()
+        return result
+
+    def within_hooks(self, optimizer: Any, closure: Closure) -> Any:
+        """The step itself: by the fused kernel, or by torch where that cannot."""
+        result = None
+        if closure is not None:
+            with torch.enable_grad():
+                result = closure()
+        if self._fused is None or not self._worker.fused_step(self._fused, optimizer):
+            self._by_torch(optimizer, functools.partial(_without_hooks(self._wrapped.step), optimizer), None)
+        return result
+
+    def _by_torch(self, optimizer: Any, step: Callable[[Closure], Any], closure: Closure) -> Any:
+        """A step of the wrapped class, and what the worker does after it."""
+        worker = self._worker
+        if getattr(optimizer, "found_inf", None) is None:
+            result = step(closure)
+            worker.take_in()
+        elif self._wrapped_scales:
+            # Without any gradient GradScaler's sum over devices is the integer 0.
+            overflow = torch.as_tensor(optimizer.found_inf)
+            result = step(closure)
+            worker.take_in(found_inf=overflow)
+        else:
+            # GradScaler would have left the step out where gradients overflowed; it counts on every rank.
+            scale, found_inf = amp.take_scale(optimizer)
+            skipped = amp.overflowed(found_inf)
+            result = None
+            if not skipped:
+                amp.unscale_(optimizer, scale)
+                result = step(closure)
+            worker.take_in(consumed=not skipped)
+        return result
+
+
+@torch.optim.Optimizer.profile_hook_step
+def _hooked_step(optimizer: Any, closure: Closure = None) -> Any:
+    """The step within torch's step hooks, which are given these arguments and no others."""
+    return optimizer._local_step.within_hooks(optimizer, closure)
+
+
+def _without_hooks(step: Any) -> Any:
+    """A class's `step` without the hooks that torch wraps around it."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step

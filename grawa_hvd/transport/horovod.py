@@ -1,0 +1,198 @@
+"""The workers of a Horovod process set; the only file that imports Horovod."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grawa_hvd.transport.base import MismatchedBuffersError
+from grawa_hvd.transport.wire import Compression
+
+try:
+    import horovod.torch as hvd
+    from horovod.common.exceptions import HorovodInternalError
+except ImportError as error:
+    raise ImportError(
+        f"grawa_hvd averages over Horovod, which cannot be imported ({error}): install it for this PyTorch with "
+        "scripts/install_horovod.py of grawa_hvd's source"
+    ) from error
+
+NO_PROCESS_SETS = (
+    'local_period needs a Horovod process set for each host: call hvd.init(process_sets="dynamic"), or start '
+    "horovodrun with HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment"
+)
+
+# By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
+_instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
+
+
+class HorovodTransport:
+    """The processes of a process set.
+
+    Args:
+        process_set: an hvd.ProcessSet; None for all processes.
+
+    Raises:
+        ValueError: if it is something else, or if `hvd.init()` has not been called.
+    """
+
+    # Horovod refuses bfloat16.
+    dtypes = frozenset({torch.float16, torch.float32, torch.float64})
+    average = hvd.Average
+    equivalents: Mapping[Any, Any] = {
+        hvd.Compression.none: Compression.none,
+        hvd.Compression.fp16: Compression.fp16,
+    }
+
+    def __init__(self, process_set: Any = None) -> None:
+        hvd.size()  # raises Horovod's own error where hvd.init() was forgotten
+        process_set = hvd.global_process_set if process_set is None else process_set
+        if not isinstance(process_set, hvd.ProcessSet):
+            raise ValueError(f"process_set must be an hvd.ProcessSet, but is {process_set!r}")
+        self._process_set = process_set
+        # Two optimizers in one process must not share collective names (horovod#2559).
+        self._prefix = f"grawa.{next(_instances[tuple(process_set.ranks or ())])}"
+
+    @property
+    def rank(self) -> int:
+        """This worker's number among the workers."""
+        return int(self._process_set.rank())
+
+    @property
+    def size(self) -> int:
+        """The number of workers, M."""
+        return int(self._process_set.size())
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the process set includes this process."""
+        return bool(self._process_set.included())
+
+    def attach(self, optimizer: Any) -> None:
+        """Nothing: Horovod itself adds zeros for a rank that has joined."""
+
+    def join_hook(self, follow: Callable[[], None]) -> Any:
+        """Nothing is called.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("torch.distributed.algorithms.Join is for torch.distributed: over Horovod, call hvd.join()")
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def check_model(self, parameters: Sequence[Tensor]) -> None:
+        """Nothing: another `hvd.DistributedOptimizer` is refused as what is wrapped."""
+
+    def sum_(self, buffer: Tensor, name: str) -> _Allreduce:
+        """Start an allreduce in place; a rank that has joined (`hvd.join`) counts as zeros.
+
+        While a rank has joined, Horovod can do nothing else: an allgather or broadcast fails then on every rank.
+        """
+        work = _Allreduce(buffer, f"{self._prefix}.{name}", self._process_set)
+        _let_join_wait_for(work)
+        return work
+
+    def check_subgroups(self) -> None:
+        """Whether process sets can be made, as far as a rank can see by itself.
+
+        Raises:
+            ValueError: if it is plain that they cannot.
+        """
+        dynamic = os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") not in ("", "0")
+        made_before = len(hvd.mpi_ops._basics._get_process_set_ids_and_ranks()) > 1
+        if hvd.local_size() < hvd.size() and not dynamic and not made_before:
+            raise ValueError(NO_PROCESS_SETS)
+
+    def subgroup(self, workers: Sequence[int]) -> HorovodTransport:
+        """A process set of some workers, made if Horovod has none; a collective of all ranks then.
+
+        Raises:
+            ValueError: if Horovod was started without dynamic process sets, and has not this one.
+        """
+        ranks = [self._ranks[worker] for worker in workers]
+        for number, members in hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items():
+            if members == ranks:
+                known = hvd.ProcessSet(ranks)
+                known.process_set_id = number
+                return HorovodTransport(known)
+        try:
+            return HorovodTransport(hvd.add_process_set(ranks))
+        except ValueError as error:
+            raise ValueError(f"{NO_PROCESS_SETS} ({error})") from error
+
+    def host(self) -> str:
+        """The name by which horovodrun knows this host."""
+        return os.environ.get("HOROVOD_HOSTNAME", socket.gethostname())
+
+    def label(self, workers: Sequence[int]) -> str:
+        """Workers by their global ranks."""
+        ranks = [str(self._ranks[worker]) for worker in workers]
+        return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(ranks)}"
+
+    @property
+    def _ranks(self) -> Sequence[int]:
+        is_global = self._process_set.process_set_id == hvd.global_process_set.process_set_id
+        return range(self.size) if is_global else list(self._process_set.ranks)
+
+
+class _Allreduce:
+    def __init__(self, buffer: Tensor, name: str, process_set: Any) -> None:
+        self._handle = hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=process_set)
+        self._waited = False
+
+    def done(self) -> bool:
+        return self._waited or bool(hvd.poll(self._handle))
+
+    def wait(self) -> None:
+        self._waited = True
+        try:
+            hvd.synchronize(self._handle)
+        except HorovodInternalError as error:
+            if "Mismatched" in str(error):
+                raise MismatchedBuffersError(str(error)) from error
+            raise
+
+
+_under_way: list[_Allreduce] = []
+
+
+def _let_join_wait_for(work: _Allreduce) -> None:
+    """Let `hvd.join` wait for an allreduce first: a rank that joins while it takes part in one hangs all ranks.
+
+    `hvd.join` looks its native function up at each call. Replacing that one leaves the user's `hvd.join` as it is, and
+    reaches a name that was imported from it.
+    """
+    _under_way[:] = [*(earlier for earlier in _under_way if not earlier.done()), work]
+    native = hvd.mpi_ops.mpi_lib
+    if getattr(native.horovod_torch_join, "waits", False):
+        return
+    join = native.horovod_torch_join
+
+    def join_when_done(*arguments: Any) -> Any:
+        while not all(work.done() for work in _under_way):
+            time.sleep(1e-3)
+        return join(*arguments)
+
+    join_when_done.waits = True  # type: ignore[attr-defined]
+    native.horovod_torch_join = join_when_done
+
+
+def built_with() -> dict[str, bool]:
+    """Which of Gloo, NCCL and MPI this Horovod was built with."""
+    return {"Gloo": bool(hvd.gloo_built()), "NCCL": bool(hvd.nccl_built()), "MPI": bool(hvd.mpi_built())}
+
+
+def version() -> str:
+    """Horovod's version."""
+    return metadata.version("horovod")

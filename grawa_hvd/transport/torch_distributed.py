@@ -1,0 +1,154 @@
+"""The workers of a torch.distributed process group: NCCL on GPUs, Gloo on CPUs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook, _JoinConfig
+from torch.nn.parallel import DistributedDataParallel
+
+
+class TorchTransport:
+    """The processes of a group.
+
+    Sums are told apart by their order alone, which is the same on every rank.
+
+    Args:
+        process_group: a group of torch.distributed; None for all processes.
+        device_mesh: a mesh of one dimension instead.
+
+    Raises:
+        ValueError: if either is something else, or the mesh has more than one dimension.
+    """
+
+    dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+    equivalents: Mapping[Any, Any] = {}
+    average = dist.ReduceOp.AVG
+
+    def __init__(self, process_group: Any = None, device_mesh: Any = None) -> None:
+        if device_mesh is not None:
+            process_group = _group_of(device_mesh)
+        if process_group is None:
+            process_group = dist.group.WORLD
+        self.is_member = process_group is not dist.GroupMember.NON_GROUP_MEMBER
+        if self.is_member and not isinstance(process_group, dist.ProcessGroup):
+            raise ValueError(f"process_group must be a torch.distributed.ProcessGroup, but is {process_group!r}")
+        self.group = process_group
+        self._joinable: Any = None
+        self._ranks = dist.get_process_group_ranks(process_group) if self.is_member else []
+        # NCCL alone takes nothing that lies in host memory.
+        self._takes_host_memory = self.is_member and "cpu:" in dist.get_backend_config(process_group)
+
+    @property
+    def rank(self) -> int:
+        """This worker's number in the group; −1 outside it."""
+        return dist.get_rank(self.group) if self.is_member else -1
+
+    @property
+    def size(self) -> int:
+        """The number of workers, M; 0 outside the group."""
+        return len(self._ranks)
+
+    def attach(self, optimizer: Any) -> None:
+        """Make the optimizer a `torch.distributed.algorithms.Joinable`, for `with Join([optimizer]):`."""
+        Joinable.register(type(optimizer))
+        optimizer._join_config = _JoinConfig(enable=False, throw_on_early_termination=False, is_first_joinable=False)
+        self._joinable = optimizer
+
+    def join_hook(self, follow: Callable[[], None]) -> JoinHook:
+        """What `Join` calls on a rank that has left early."""
+        return _Follow(follow)
+
+    def begin(self) -> None:
+        """Tell ranks that have joined to follow."""
+        if self._joinable is not None:
+            Join.notify_join_context(self._joinable)
+
+    def check_model(self, parameters: Sequence[Tensor]) -> None:
+        """Whether torch's DistributedDataParallel reduces the gradients of these parameters over these ranks.
+
+        Raises:
+            ValueError: if so; over a group within the host, DDP is welcome.
+        """
+        ours = set(map(id, parameters))
+        for found in gc.get_objects():
+            if not issubclass(type(found), DistributedDataParallel) or ours.isdisjoint(map(id, found.parameters())):
+                continue
+            shared = set(self._ranks) & set(dist.get_process_group_ranks(found.process_group))
+            if len(shared) > 1:
+                raise ValueError(
+                    f"DistributedDataParallel reduces the gradients of this model over {self._named(sorted(shared))}, "
+                    "so their models never part and there is nothing to average. Leave it out, or give it a "
+                    "process_group within the host, and this optimizer one across hosts"
+                )
+
+    def sum_(self, buffer: Tensor, name: str) -> _AllReduce:
+        """Start an all-reduce in place."""
+        if buffer.is_cpu and not self._takes_host_memory:
+            return _AllReduce(buffer, buffer.cuda(), self.group)
+        return _AllReduce(buffer, buffer, self.group)
+
+    def check_subgroups(self) -> None:
+        """Groups can always be made."""
+
+    def subgroup(self, workers: Sequence[int]) -> TorchTransport:
+        """A group of some workers; the others do nothing."""
+        ranks = [self._ranks[worker] for worker in workers]
+        if ranks == list(self._ranks):
+            return self
+        # All processes make a group together, unless this transport has not got all of them.
+        is_local = len(self._ranks) < dist.get_world_size()
+        backend = dist.get_backend(self.group)
+        return TorchTransport(dist.new_group(ranks, backend=backend, use_local_synchronization=is_local))
+
+    def host(self) -> str:
+        """This host's name, and the number of torchrun's agent on it."""
+        return f"{socket.gethostname()} {os.environ.get('GROUP_RANK', '')}"
+
+    def label(self, workers: Sequence[int]) -> str:
+        """Workers by their global ranks."""
+        return self._named([self._ranks[worker] for worker in workers])
+
+    @staticmethod
+    def _named(ranks: Sequence[int]) -> str:
+        return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+class _Follow(JoinHook):
+    """What a rank does that has joined, each time that the others exchange rows."""
+
+    def __init__(self, follow: Callable[[], None]) -> None:
+        self.main_hook = follow  # type: ignore[method-assign]
+
+
+class _AllReduce:
+    def __init__(self, buffer: Tensor, wire: Tensor, group: Any) -> None:
+        self._buffer, self._wire = buffer, wire
+        self._work = dist.all_reduce(wire, group=group, async_op=True)
+
+    def done(self) -> bool:
+        return bool(self._work.is_completed())
+
+    def wait(self) -> None:
+        # With NCCL the current stream waits, and the host goes on.
+        self._work.wait()
+        if self._wire is not self._buffer:
+            self._buffer.copy_(self._wire)
+
+
+def _group_of(device_mesh: Any) -> Any:
+    if not hasattr(device_mesh, "get_group"):
+        raise ValueError(f"device_mesh must be a torch DeviceMesh, but is {device_mesh!r}")
+    if device_mesh.ndim != 1:
+        raise ValueError(
+            f"device_mesh must have one dimension, but has {device_mesh.ndim}: name that over which workers average, "
+            'as mesh["replicate"]'
+        )
+    return device_mesh.get_group()

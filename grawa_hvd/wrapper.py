@@ -1,0 +1,236 @@
+"""The class of the wrapped optimizer, with the averaging behind it: every method delegates."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from grawa_hvd.caller import is_called_by
+from grawa_hvd.model.names import OwnedNames
+from grawa_hvd.report import RoundReport
+from grawa_hvd.settings import Settings
+from grawa_hvd.step.local_step import LocalStep
+from grawa_hvd.transport.wire import Wire
+from grawa_hvd.worker import Worker
+
+# `hvd.broadcast_optimizer_state` steps a fresh optimizer once to give it state. It bypasses a wrapper, whose step would
+# count and communicate on some ranks only, if the wrapper's class says it is of this module, and takes the class right
+# above it for the wrapped one.
+HOROVOD_MODULE = "horovod.torch.optimizer"
+STATE_KEY = "grawa"
+# torch's checkpoint tools (get_optimizer_state_dict and its like) give a fresh optimizer state by a step of their own,
+# on the rank that calls them, and keep of a state_dict what stands in "state" and in "param_groups".
+CHECKPOINT_TOOLS = "torch.distributed.checkpoint.state_dict"
+
+
+@functools.cache
+def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
+    """A subclass of the wrapped optimizer's class, of the same name, whose instances average."""
+    members = {name: value for name, value in vars(Averaged).items() if name not in ("__dict__", "__weakref__")}
+    named = {"__qualname__": wrapped.__qualname__, "__module__": HOROVOD_MODULE, "__doc__": wrapped.__doc__}
+    return type(wrapped.__name__, (wrapped,), {**members, **named, "_wrapped": wrapped})
+
+
+def checked_passes(passes: int) -> int:
+    """`backward_passes_per_step`, as `hvd.DistributedOptimizer` checks it."""
+    if passes <= 0:
+        raise ValueError("backward_passes_per_step must be > 0")
+    return passes
+
+
+class Owned:
+    """What a worker asks of the wrapper.
+
+    Args:
+        optimizer: the wrapper; names: parameter → name, as far as names were given.
+    """
+
+    def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
+        self._optimizer = optimizer
+        self.names = OwnedNames(optimizer, names).current
+
+    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
+        """The state by parameter."""
+        state: Mapping[Tensor, Mapping[str, Any]] = self._optimizer.state
+        return state
+
+    def reset_state(self) -> None:
+        """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
+        optimizer = self._optimizer
+        optimizer.state.clear()
+        no_arguments: dict[str, Any] = {}
+        for arguments in (optimizer.defaults, no_arguments):
+            # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
+            # leave the others waiting, and nearly every optimizer's next step fills state that is empty.
+            with suppress(Exception):
+                fresh = optimizer._wrapped([{**group} for group in optimizer.param_groups], **arguments)
+                optimizer.state.update(fresh.state)
+                return
+
+
+class Averaged:
+    """The members of every wrapper class.
+
+    They are copied into a class that derives from the wrapped one alone, since Horovod calls the step of the class
+    right above the wrapper's. So the wrapped class is named where a method of it is meant: `super()` is not at hand.
+    """
+
+    _wrapped: ClassVar[Any]
+    param_groups: list[dict[str, Any]]
+    state: Any
+    defaults: dict[str, Any]
+    # GradScaler would leave out the step on a rank whose gradients overflowed, and on that rank alone; an optimizer
+    # that says this is stepped on every rank and handles the overflow itself.
+    _step_supports_amp_scaling = True
+
+    def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
+               wire: Wire, on_round: Callable[[RoundReport], None] | None, fused: bool) -> None:  # fmt: skip
+        """Take over a plain optimizer's parameters and state, which stay shared with it."""
+        self.__dict__.update(optimizer.__dict__)
+        # An LR scheduler made before the wrapping leaves a step there that is bound to the other object.
+        self.__dict__.pop("step", None)
+        scales = self.__dict__.pop("_step_supports_amp_scaling", False)
+        self._synchronized, self._should_synchronize = False, True
+        self._worker = Worker(Owned(self, names), wire, settings, on_round)
+        self._local_step = LocalStep(self._wrapped, self._worker, fused, scales)
+        self._transport = wire.transport
+        wire.transport.attach(self)
+
+    def join_hook(self, **options: Any) -> Any:
+        """What `torch.distributed.algorithms.Join` calls on a rank that has no more data; over torch.distributed."""
+        return self._transport.join_hook(self._worker.follow)
+
+    @property
+    def join_device(self) -> torch.device:
+        """Where the parameters are, for `Join`."""
+        return next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+
+    @property
+    def join_process_group(self) -> Any:
+        """The group of workers, for `Join`."""
+        return self._transport.group  # type: ignore[attr-defined]
+
+    def synchronize(self) -> None:
+        """Nothing: gradients are a worker's own. Here for scripts that clip between backward and step."""
+        self._synchronized = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Goes around `step()` after `synchronize()`, as in Horovod; averaging goes on."""
+        self._should_synchronize = False
+        try:
+            yield
+        finally:
+            self._should_synchronize = True
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Set the number of backward passes whose local sum one step consumes."""
+        self.backward_passes_per_step = checked_passes(passes)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One local step of the wrapped optimizer and, every `period` steps, a round.
+
+        Raises:
+            RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
+        """
+        if self._synchronized and self._should_synchronize:
+            warnings.warn(
+                "optimizer.step() called without optimizer.skip_synchronize() context after "
+                "optimizer.synchronize(). Gradients are local here, so nothing is sent twice, but the same "
+                "script under hvd.DistributedOptimizer would reduce them twice.",
+                stacklevel=2,
+            )
+        self._synchronized = False
+        if self._is_to_make_state():
+            return self._wrapped.step(self, closure)
+        return self._local_step(self, closure)
+
+    def _is_to_make_state(self) -> bool:
+        """Whether torch's checkpoint tools make this step, with lr 0 and gradients of 0: it counts on no rank."""
+        if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
+            return False
+        return is_called_by("_init_optim_state", CHECKPOINT_TOOLS)
+
+    step.hooked = True  # type: ignore[attr-defined]  # the step hooks run within, once
+
+    def report(self, loss: float | Tensor | None = None, accuracy: float | Tensor | None = None,
+               samples: float | Tensor | None = None) -> None:  # fmt: skip
+        """Tell the policy how this worker is doing; means since the last round travel in the next one.
+
+        Args:
+            loss: a training loss, any number.
+            accuracy: from 0 to 1.
+            samples: number of samples processed by this step, at least 0.
+
+        Raises:
+            ValueError: if a value is out of its range or not one number.
+        """
+        self._worker.reported.add(loss=loss, accuracy=accuracy, samples=samples)
+
+    def consensus(self) -> AbstractContextManager[None]:
+        """Inside the block the parameters are the plain mean of all workers; after it, each worker's own again.
+
+        Collective: every rank enters. Evaluate and write checkpoints inside: the mean is the trained model. A worker
+        with NaN or Inf in its parameters is left out of the mean. Changes made to parameters inside are lost. Buffers
+        (BatchNorm statistics) are the mean too, where `buffers=` was given.
+
+        Raises:
+            AllWorkersDivergedError: on every rank, if no worker has finite parameters.
+        """
+        return self._worker.consensus()
+
+    @property
+    def rounds(self) -> int:
+        """Completed rounds."""
+        return self._worker.completed
+
+    @property
+    def last_round(self) -> RoundReport | None:
+        """What the last round did; None before the first."""
+        return self._worker.last_round
+
+    @property
+    def center(self) -> dict[str, Tensor] | None:
+        """Parameter name → its part of the last centre, to read; None before the first round."""
+        return self._worker.center
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's, and under the key "grawa" what a bitwise continuation of the averaging needs."""
+        state: dict[str, Any] = self._wrapped.state_dict(self)
+        averaging = self._worker.state_dict(self._numbers())
+        if averaging is None:
+            return state
+        if is_called_by("_get_optim_state_dict", CHECKPOINT_TOOLS):
+            first, *others = state["param_groups"]
+            return {**state, "param_groups": [{**first, STATE_KEY: averaging}, *others]}
+        return {**state, STATE_KEY: averaging}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a `state_dict` of this class, or of the plain torch optimizer: then the averaging starts afresh."""
+        plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+        groups = [{**group} for group in state_dict["param_groups"]]
+        within = [group.pop(STATE_KEY) for group in groups if STATE_KEY in group]
+        self._wrapped.load_state_dict(self, {**plain, "param_groups": groups})
+        averaging = state_dict.get(STATE_KEY, next(iter(within), None))
+        if averaging is None and self._worker.steps:
+            warnings.warn(
+                "the loaded state is a plain optimizer's: the averaging starts afresh, without a centre, norm "
+                "estimates or counters",
+                stacklevel=2,
+            )
+        self._synchronized, self._should_synchronize = False, True
+        self._worker.load_state_dict(averaging, self._numbers())
+
+    def _numbers(self) -> dict[int, int]:
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        return {id(parameter): number for number, parameter in enumerate(parameters)}
+
+
+def _is_zero(lr: float | Tensor) -> bool:
+    return bool(lr == 0) if not isinstance(lr, Tensor) or lr.is_cpu else False
