@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH)) --extras
 CSRC = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
+TRANSPORT ?= horovod torch
 # In a launch of its own: after hundreds of other tests in one job, Horovod's making of process sets has hung (Gloo's
 # limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
 HOSTS = tests/parallel/test_hierarchy.py
@@ -63,12 +64,14 @@ readme: ## put the tables of the committed results into README.md
 	@$(SETUP) examples
 	$(BIN)/python -m benchmarks.readme $(ARGS)
 
-test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest tests in an environment with that torch
+test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with that torch; TRANSPORT=torch: over that alone
 	@$(SETUP) test examples
-	failed=0; \
+	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
 	timeout 1200 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
-	timeout 2600 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
-	timeout 900 $(BIN)/python tests/parallel/run.py -np $(NP) --timeout 400 $(HOSTS) $(ARGS) || failed=1; \
+	$(if $(filter horovod,$(TRANSPORT)), \
+	  timeout 2600 $$run --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
+	  timeout 900 $$run --timeout 400 $(HOSTS) $(ARGS) || failed=1;) \
+	$(if $(filter torch,$(TRANSPORT)), timeout 900 $$run --timeout 400 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root

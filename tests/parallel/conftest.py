@@ -13,15 +13,12 @@ import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 
-import grawa_hvd.companion
-
 SECONDS_PER_TEST = 150  # the slowest take 10 s where four ranks have two cores, at times three times that
-# Horovod is up only once the first test runs; its launcher says who this is from the start.
-RANK, SIZE = int(os.environ.get("HOROVOD_RANK", "0")), int(os.environ.get("HOROVOD_SIZE", "1"))
+RANK, SIZE = peers.rank(), peers.size()
 WORLDS = {2, 4}  # the sizes in which `make test` runs each test that is marked for them
 NOTES = os.environ.get("GRAWA_TEST_NOTES")
 FAILED = pytest.StashKey[bool]()
@@ -36,16 +33,22 @@ def note(name: str, text: str, mode: str = "w") -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if NOTES:
-        # The rank whose test times out ends the job, and horovodrun the other ranks: one of those may be what hung.
+        # The rank whose test times out ends the job, and the launcher the other ranks: one of those may be what hung.
         stacks = Path(NOTES, f"stacks.{RANK}").open("w")  # noqa: SIM115 (open until the process ends)
         faulthandler.register(signal.SIGTERM, file=stacks, chain=True)
     config.addinivalue_line("markers", "ranks(count, min): the world size, or the smallest one, that the test needs")
+    config.addinivalue_line("markers", "horovod: the test is of what Horovod alone does")
+    config.addinivalue_line("markers", "torch_distributed: the test is of what torch.distributed alone does")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SECONDS_PER_TEST, method="thread"))
+        if peers.TRANSPORT == "torch" and item.get_closest_marker("horovod"):
+            item.add_marker(pytest.mark.skip(reason=peers.OF_HOROVOD))
+        if peers.TRANSPORT == "horovod" and item.get_closest_marker("torch_distributed"):
+            item.add_marker(pytest.mark.skip(reason="is of what torch.distributed does; this run is over Horovod"))
         marker = item.get_closest_marker("ranks")
         if marker is None:
             continue
@@ -71,34 +74,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     note("place", "")
     note("exit", str(int(exitstatus)))
-    # At the first exit code that is not 0 horovodrun kills the other ranks, before they have printed what failed.
+    # At the first exit code that is not 0 the launcher kills the other ranks, before they have printed what failed.
     if NOTES and exitstatus == pytest.ExitCode.TESTS_FAILED:
         session.exitstatus = pytest.ExitCode.OK
 
 
 @pytest.fixture(scope="session", autouse=True)
 def world() -> Iterator[None]:
-    hvd.init()
+    peers.start()
     yield
-    hvd.shutdown()
+    peers.stop()
 
 
 @pytest.fixture
 def rank() -> int:
-    return int(hvd.rank())
+    return RANK
 
 
 @pytest.fixture
 def size() -> int:
-    return int(hvd.size())
-
-
-@pytest.fixture(params=["beside the rows", "after the rows"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How averages travel: small models do so with the rows of a meeting, unless they are told not to."""
-    if request.param == "after the rows":
-        monkeypatch.setattr(grawa_hvd.companion, "LARGEST", 0)
-    return str(request.param)
+    return SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +109,12 @@ def in_step(world: None, request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     failed = bool(node.stash.get(FAILED, False))
     note("place", f"{'failed in' if failed else 'done with'} {node.nodeid}, waiting for the other ranks")
-    flags = torch.zeros(hvd.size())
-    flags[hvd.rank()] = float(failed)
-    flags = hvd.allreduce(flags, op=hvd.Sum, name=f"end of {node.nodeid}")
+    flags = torch.zeros(SIZE)
+    flags[RANK] = float(failed)
+    try:
+        peers.sum_(flags, f"end of {node.nodeid}")
+    except Exception as error:  # whatever it is, no test after this one could say anything
+        pytest.exit(f"the ranks came out of step in {node.nodeid}: {error}", returncode=pytest.ExitCode.TESTS_FAILED)
     elsewhere = [rank for rank, flag in enumerate(flags.tolist()) if flag]
     if elsewhere and not failed:
         pytest.fail(f"failed on rank {', '.join(map(str, elsewhere))}", pytrace=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import horovod.torch as hvd
 import numpy as np
+import peers
 import torch
 from simulation import (
     Array,
@@ -47,7 +47,7 @@ class Learner:
         )  # fmt: skip
 
     def backward(self, batch: int) -> Tensor:
-        inputs, targets = (torch.from_numpy(array).float() for array in network_batch(hvd.rank(), batch))
+        inputs, targets = (torch.from_numpy(array).float() for array in network_batch(peers.rank(), batch))
         loss = torch.nn.functional.mse_loss(self.model(inputs), targets)
         loss.backward()
         return loss
@@ -82,7 +82,7 @@ def compare(scheme: Scheme, layer_of: list[int] | None = None, steps: int = STEP
     Returns:
         The largest relative errors of the run; of weights, which are at most 1, the absolute error.
     """
-    simulation = Simulation(scheme, [network_parameters()] * hvd.size(), network_gradient, layer_of)
+    simulation = Simulation(scheme, [network_parameters()] * peers.size(), network_gradient, layer_of)
     learner = Learner(scheme, **options)
     errors: dict[str, float] = {}
 
@@ -94,7 +94,7 @@ def compare(scheme: Scheme, layer_of: list[int] | None = None, steps: int = STEP
         over = len(simulation.rounds)
         simulation.step()
         learner.step()
-        note("parameters", relative(learner.parameters(), simulation.workers[hvd.rank()]))
+        note("parameters", relative(learner.parameters(), simulation.workers[peers.rank()]))
         note("rounds", abs(learner.optimizer.rounds - len(simulation.rounds)))
         known = {index: center for index, center in enumerate(simulation.center) if center is not None}
         found = learner.center()

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ def wrap(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **opt
 
 def loss_of(model: nn.Module, step: int, rank: int | None = None) -> Tensor:
     """The loss of an MLP on a batch that this rank alone has at this step."""
-    generator = torch.Generator().manual_seed(1000 * step + (hvd.rank() if rank is None else rank))
+    generator = torch.Generator().manual_seed(1000 * step + (peers.rank() if rank is None else rank))
     x, y = torch.randn(8, 4, generator=generator), torch.randn(8, 2, generator=generator)
     return nn.functional.mse_loss(model(x), y)
 
@@ -81,15 +81,12 @@ def flat(tensors: nn.Module | Iterable[Tensor]) -> Tensor:
 
 def across(values: nn.Module | Iterable[Tensor]) -> Tensor:
     """The values of every rank, [M, values]; a collective."""
-    # Unnamed, it would be named by the number of operations so far, which differs across ranks after a join.
-    gathered: Tensor = hvd.allgather(flat(values)[None], name="test.across")
-    return gathered
+    return peers.gather(flat(values))
 
 
 def from_all(value: Any) -> list[Any]:
     """What every rank has, in order of rank; a collective."""
-    found: list[Any] = hvd.allgather_object(value)
-    return found
+    return peers.gather_objects(value)
 
 
 def equal_on_all_ranks(values: nn.Module | Iterable[Tensor]) -> bool:

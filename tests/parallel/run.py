@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Run tests/parallel under horovodrun, once for each number of processes: `run.py [-np 2 4] [pytest arguments ...]`.
+"""Run tests/parallel by a launcher, once for each number of processes: `run.py [-np 2 4] [pytest arguments ...]`.
 
-Prints rank 0's pytest output as it comes. Where a rank fails, hangs or dies, prints every rank's failures and where
-each rank was. Ends with one line, `N passed, N failed`, over all worlds; the exit code is 0 only if tests ran and every
-rank of every world succeeded.
+The launcher is horovodrun or, with `--transport torch`, torchrun. Prints rank 0's pytest output as it comes. Where a
+rank fails, hangs or dies, prints every rank's failures and where each rank was. Ends with one line, `N passed, N
+failed`, over all worlds; the exit code is 0 only if tests ran and every rank of every world succeeded.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ SECONDS_TO_END = 8
 
 @dataclass(frozen=True)
 class World:
-    """One launch: its size, and the folder in which its ranks leave their output and notes."""
+    """One launch: its size, what carries its sums, and the folder in which its ranks leave their output and notes."""
 
     processes: int
+    transport: str
     folder: Path
+
+    @property
+    def launcher(self) -> str:
+        return {"horovod": "horovodrun", "torch": "torchrun"}[self.transport]
 
     @property
     def notes(self) -> Path:
@@ -42,24 +47,33 @@ class World:
         return file.read_text() if file.exists() else None
 
     def stream(self, rank: int, name: str) -> Path:
-        return self.folder / "output" / f"rank.{rank:0{len(str(self.processes - 1))}}" / name
+        if self.transport == "horovod":
+            return self.folder / "output" / f"rank.{rank:0{len(str(self.processes - 1))}}" / name
+        # torchrun puts a folder of its own in between.
+        found = self.folder.glob(f"output/*/attempt_0/{rank}/{name}.log")
+        return next(found, self.folder / "output" / "none yet")
 
 
 def command(world: World, pytest_arguments: list[str]) -> list[str]:
+    size, output = str(world.processes), str(world.folder / "output")
     # Of the environment that this Python belongs to, not of the PATH's.
-    horovodrun = Path(sys.executable).parent / "horovodrun"
-    size = str(world.processes)
-    launcher = [str(horovodrun), "-np", size, "-H", f"localhost:{size}"]
-    launcher += ["--output-filename", str(world.folder / "output")]
+    if world.transport == "horovod":
+        horovodrun = Path(sys.executable).parent / "horovodrun"
+        launcher = [str(horovodrun), "-np", size, "-H", f"localhost:{size}"]
+        launcher += ["--output-filename", output, sys.executable]
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", size]
+        launcher += ["--redirects", "3", "--log-dir", output]
     chosen = any(Path(ROOT, argument.split("::")[0]).exists() for argument in pytest_arguments)
     tests = [] if chosen else ["tests/parallel"]
-    return [*launcher, sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests, *pytest_arguments]
+    return [*launcher, "-m", "pytest", "-p", "no:cacheprovider", *tests, *pytest_arguments]
 
 
 def environment(world: World) -> dict[str, str]:
     return {
         **os.environ,
         "GRAWA_TEST_NOTES": str(world.notes),
+        "GRAWA_TEST_TRANSPORT": world.transport,
         "HOROVOD_DYNAMIC_PROCESS_SETS": "1",
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # a machine that stands still for half a minute is no failure
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "20",
@@ -84,18 +98,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def text_of(file: Path) -> str:
-    """A rank's output without the prefixes of horovodrun and the inner frames of pytest; nothing if it has none."""
+    """A rank's output without the prefixes of its launcher and the inner frames of pytest; nothing if it has none."""
     text = file.read_text(errors="replace") if file.exists() else ""
     text = re.sub(r"^\[\d+\]<std(?:out|err)>:|^Extension modules: .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r'  File "[^"]*/(?:_pytest|pluggy)/.*\n(?:    .*\n)?', "", text)
 
 
-def follow(process: subprocess.Popen[bytes], file: Path, deadline: float) -> bool:
+def follow(process: subprocess.Popen[bytes], world: World, deadline: float) -> bool:
     """Print rank 0's output as it grows, until the launcher ends. Returns whether it did so in time."""
     printed = 0
     while True:
         running = process.poll() is None
-        text = text_of(file)
+        text = text_of(world.stream(0, "stdout"))
         # Up to a line's end: of a prefix that is only half written, nothing must show.
         whole = text.rfind("\n") + 1 if running else len(text)
         print(text[printed:whole], end="", flush=True)
@@ -144,10 +158,10 @@ def tell_of_trouble(world: World) -> None:
         print(f"rank {rank} did not come to its end: {place}: {end_of(world, rank)}")
 
 
-def run_world(processes: int, seconds: float, pytest_arguments: list[str]) -> tuple[bool, Counter[str]]:
-    print(f"==== {processes} processes ====", flush=True)
+def run_world(processes: int, transport: str, seconds: float, pytest_arguments: list[str]) -> tuple[bool, Counter[str]]:
+    print(f"==== {processes} processes, {transport} ====", flush=True)
     with tempfile.TemporaryDirectory(prefix="grawa-parallel-") as folder:
-        world = World(processes, Path(folder))
+        world = World(processes, transport, Path(folder))
         world.notes.mkdir()
         with Path(folder, "launcher").open("w+") as launcher:
             process = subprocess.Popen(
@@ -159,7 +173,7 @@ def run_world(processes: int, seconds: float, pytest_arguments: list[str]) -> tu
                 start_new_session=True,
             )
             try:
-                in_time = follow(process, world.stream(0, "stdout"), time.monotonic() + seconds)
+                in_time = follow(process, world, time.monotonic() + seconds)
             finally:
                 end(process)
             launcher.seek(0)
@@ -168,9 +182,13 @@ def run_world(processes: int, seconds: float, pytest_arguments: list[str]) -> tu
         succeeded = in_time and process.returncode == 0 and exits == ["0"] * processes
         if not succeeded:
             print("" if world.stream(0, "stdout").exists() else said[-4000:], end="")
+            # torchrun's word of a rank that died; horovodrun has none.
+            for word in re.findall(r"failed \(exitcode: \S+\) local_rank: \d+", said):
+                print(word)
             tell_of_trouble(world)
-            ended = f"horovodrun ended with {process.returncode}" if in_time else f"not done after {seconds:.0f} s"
-            print(f"{processes} processes: FAILED, {ended}", flush=True)
+            by_itself = f"{world.launcher} ended with {process.returncode}"
+            ended = by_itself if in_time else f"not done after {seconds:.0f} s"
+            print(f"{processes} processes, {transport}: FAILED, {ended}", flush=True)
         counted = counts(text_of(world.stream(0, "stdout")))
         # A world that failed without failing a test, as by a hang, counts as one failure.
         return succeeded, counted if succeeded or counted["failed"] + counted["error"] else counted + Counter(failed=1)
@@ -194,13 +212,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("-np", default="2,4", metavar="N", help="numbers of processes, one or more (default: 2 4)")
+    parser.add_argument("--transport", choices=["horovod", "torch"], default="horovod", help="(default: horovod)")
     parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="for each world (600)")
     arguments, pytest_arguments = parser.parse_known_args(numbers_joined(sys.argv[1:]))
     # A SIGTERM, as of timeout(1), has to pass through the clean-up too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     start, total, all_succeeded = time.monotonic(), Counter[str](), True
     for processes in map(int, arguments.np.split(",")):
-        succeeded, counted = run_world(processes, arguments.timeout, pytest_arguments)
+        succeeded, counted = run_world(processes, arguments.transport, arguments.timeout, pytest_arguments)
         total += counted
         all_succeeded &= succeeded
     failed = total["failed"] + total["error"]

@@ -1,4 +1,4 @@
-"""All workers of a run in one process, in float64 and formula by formula (DESIGN §2): what the optimizer must compute.
+"""All workers of a run in one process, in float64 and formula by formula: what the optimizer must compute.
 
 Written from the formulas alone, so that it can disagree with the library.
 """

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("horovod", reason=peers.OF_HOROVOD)  # which is one of the methods
 
 from benchmarks import cluster_digits, cluster_plot, cluster_report, cluster_worker, ranks
 from benchmarks import round as bench_round
@@ -18,6 +21,8 @@ from benchmarks.cluster_methods import ALONE, HOROVOD, NAMES, Trainee, trainees
 from benchmarks.cluster_wire import Wire, over_hosts
 from benchmarks.cost_model_fit import samples
 from examples.digits import Data
+
+pytestmark = pytest.mark.horovod
 
 WIDTH = 200
 TAU_16 = "LGRAWA τ = 16"

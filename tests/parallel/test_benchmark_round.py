@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("horovod", reason=peers.OF_HOROVOD)  # which is one of the methods
 
 from benchmarks import ranks, round_report
 from benchmarks import round as bench
 from benchmarks.models import resnet20
 from benchmarks.round_methods import METHODS, LgrawaRound, Method, Workload
+
+pytestmark = pytest.mark.horovod
 
 TINY = [(3, 5), (1,), (70,), (2, 2)]
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import copies, equal_on_all_ranks, errors, from_all, loss_of, mlp, same, sgd, train, wrap
@@ -14,8 +14,10 @@ from torch import nn
 
 import grawa_hvd
 
+hvd = pytest.importorskip("horovod.torch", reason=peers.OF_HOROVOD)
+
 # What is tested here does not depend on how many ranks there are.
-pytestmark = pytest.mark.ranks(2)
+pytestmark = [pytest.mark.horovod, pytest.mark.ranks(2)]
 
 OPTIMIZERS = sorted(
     name for name, kind in vars(torch.optim).items()

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import equal_on_all_ranks, from_all, same, sgd, wrap
 from torch import Tensor, nn
 
-import grawa_hvd.companion
-import grawa_hvd.layers
-from grawa_hvd.consensus import Center
-from grawa_hvd.meeting import Meeting
+import grawa_hvd
+import grawa_hvd.model.cut
+from grawa_hvd.rounds.exchange import Exchange
+from grawa_hvd.rounds.pull import Puller
+from grawa_hvd.rounds.rows import BEFORE_COLUMNS
 
 pytestmark = pytest.mark.ranks(2)
-
-
-@pytest.fixture(autouse=True)
-def large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models too small for buckets travel with the rows of a meeting."""
-    monkeypatch.setattr(grawa_hvd.companion, "LARGEST", 0)
 
 
 def deep() -> nn.Sequential:
@@ -33,7 +28,7 @@ def deep() -> nn.Sequential:
 
 
 def batch_loss(model: nn.Module, step: int) -> Tensor:
-    generator = torch.Generator().manual_seed(1000 * step + hvd.rank())
+    generator = torch.Generator().manual_seed(1000 * step + peers.rank())
     return model(torch.randn(8, 5, generator=generator)).square().mean()
 
 
@@ -72,7 +67,7 @@ def test_buckets_by_size_hold_all_parameters_once_in_order(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, reports, _ = run(**options)
-    monkeypatch.setattr(grawa_hvd.layers, "BUCKET_BYTES", 700)
+    monkeypatch.setattr(grawa_hvd.model.cut, "BUCKET_BYTES", 700)
     cut, told, optimizer = run(**options)
     buckets = optimizer._worker._model.layout.buckets
     assert len(buckets) > 2
@@ -81,43 +76,43 @@ def test_buckets_by_size_hold_all_parameters_once_in_order(
     assert [report.bytes for report in told] == [report.bytes for report in reports]
 
 
-@pytest.mark.parametrize("compression", [hvd.Compression.none, hvd.Compression.fp16])
+@pytest.mark.parametrize("compression", [grawa_hvd.Compression.none, grawa_hvd.Compression.fp16])
 def test_the_bytes_of_all_buckets_are_those_of_the_model(compression: Any) -> None:
     _, reports, _ = run(groups=3, compression=compression)
     elements = sum(parameter.numel() for parameter in deep().parameters())
-    row = hvd.size() * 8 * (Meeting.NORMS.start + 8)
-    later = 2 if compression is hvd.Compression.fp16 else 4
+    row = peers.size() * 8 * (BEFORE_COLUMNS + 8)
+    later = 2 if compression is grawa_hvd.Compression.fp16 else 4
     assert [report.bytes for report in reports] == [row + 4 * elements, row + later * elements, row + later * elements]
 
 
 def test_a_centre_that_travels_in_halves_hardly_depends_on_how_the_model_is_cut() -> None:
     """One scale serves all buckets, so that a number is rounded alike wherever it lies: bitwise the same."""
-    whole, _, _ = run(groups=1, compression=hvd.Compression.fp16)
-    cut, _, _ = run(groups=3, compression=hvd.Compression.fp16)
+    whole, _, _ = run(groups=1, compression=grawa_hvd.Compression.fp16)
+    cut, _, _ = run(groups=3, compression=grawa_hvd.Compression.fp16)
     assert same(whole, cut)
 
 
 def test_every_bucket_is_under_way_before_the_first_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """And they are blended in the order in which they were sent."""
     events: list[tuple[str, int]] = []
-    start, move = Center.start, Center.move_
+    start, pull = Exchange.start, Puller.pull_bucket_
 
-    def noted_start(self: Center, number: int, *arguments: Any, **options: Any) -> Any:
+    def noted_start(self: Exchange, number: int, *arguments: Any, **options: Any) -> Any:
         events.append(("start", number))
         return start(self, number, *arguments, **options)
 
-    def noted_move(self: Center, underway: Any) -> None:
-        events.append(("move", underway.bucket))
-        move(self, underway)
+    def noted_pull(self: Puller, number: int, *arguments: Any) -> None:
+        events.append(("pull", number))
+        pull(self, number, *arguments)
 
-    monkeypatch.setattr(Center, "start", noted_start)
-    monkeypatch.setattr(Center, "move_", noted_move)
+    monkeypatch.setattr(Exchange, "start", noted_start)
+    monkeypatch.setattr(Puller, "pull_bucket_", noted_pull)
     run(steps=4, groups=3)
-    assert from_all(events) == [[(what, n) for what in ("start", "move") for n in range(3)]] * hvd.size()
+    assert from_all(events) == [[(what, n) for what in ("start", "pull") for n in range(3)]] * peers.size()
 
 
 def test_ranks_that_cut_differently_are_told_so(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if rank == 1:
-        monkeypatch.setattr(grawa_hvd.layers, "BUCKET_BYTES", 700)
+        monkeypatch.setattr(grawa_hvd.model.cut, "BUCKET_BYTES", 700)
     with pytest.raises(ValueError, match="bucket"):
         run(steps=1)

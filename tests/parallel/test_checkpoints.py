@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
-from models import across, copies, equal_on_all_ranks, from_all, loss_of, mlp, same, sgd, train, wrap
+from models import across, copies, equal_on_all_ranks, errors, from_all, loss_of, mlp, same, sgd, train, wrap
+from peers import hvd
 from torch import nn
 
-# Two ranks: with more, Horovod's fusion of buckets decides in which order they are added, and so the last bit.
+# Two ranks: with more, the backend decides in which order they are added, and so the last bit.
 pytestmark = pytest.mark.ranks(2)
 
 PLAIN: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
@@ -93,9 +94,10 @@ def test_losses_reported_before_a_checkpoint_count_after_it() -> None:
     load(written_and_read(model, optimizer), again, resumed)
     resumed.report(loss=torch.tensor(3.0))
     train(again, resumed, range(2, 4))
-    assert resumed.last_round.losses.tolist() == [2.0] * hvd.size()
+    assert resumed.last_round.losses.tolist() == [2.0] * peers.size()
 
 
+@pytest.mark.horovod
 @pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("stop", [2, 4, 7])
 @pytest.mark.parametrize("outer_momentum", [0.0, 0.6])
@@ -109,36 +111,48 @@ def test_all_ranks_take_over_what_rank_0_alone_loaded_and_broadcast(
     again, resumed = new(kind, seed=7, outer_momentum=outer_momentum)
     if rank == 0:
         load(checkpoint, again, resumed)
-    hvd.broadcast_parameters(again.state_dict(), root_rank=0)
+    peers.broadcast(again)
     hvd.broadcast_optimizer_state(resumed, root_rank=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(again, resumed, range(stop, stop + 1))
     places = from_all((resumed.rounds, resumed.state_dict()["grawa"]["steps"]))
     center = resumed.center
-    assert places == [((stop + 1) // 4, stop + 1)] * hvd.size()
+    assert places == [((stop + 1) // 4, stop + 1)] * peers.size()
     assert (center is None) == (stop + 1 < 4)
     assert center is None or equal_on_all_ranks(center.values())
     if stop == 4:  # the centre of the first round, that of the checkpoint
         assert same(optimizer.center.values(), center.values())
     train(again, resumed, range(stop + 1, 12))
-    assert from_all(resumed.rounds) == [3] * hvd.size()
+    assert from_all(resumed.rounds) == [3] * peers.size()
     assert equal_on_all_ranks(resumed.center.values())
 
 
-def test_rank_0_alone_can_load_and_broadcast_in_the_middle_of_a_run(rank: int) -> None:
-    """As scripts do that go back to the best checkpoint when the loss stops falling."""
+@pytest.mark.horovod
+def test_a_load_on_rank_0_alone_in_the_middle_of_a_run_is_an_error_on_every_rank(rank: int) -> None:
+    """Scripts that go back to the best checkpoint load it on every rank, or would part from the others' count."""
     model, optimizer = new("momentum")
     train(model, optimizer, range(5))
     checkpoint = written_and_read(model, optimizer)
     train(model, optimizer, range(5, 7))
     if rank == 0:
         load(checkpoint, model, optimizer)
-    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    peers.broadcast(model)
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    train(model, optimizer, range(7, 15))
-    assert len(set(from_all(optimizer.rounds))) == 1
-    assert equal_on_all_ranks(optimizer.center.values())
+    found = errors(lambda: train(model, optimizer, range(7, 15)))
+    assert [kind for kind, _ in found] == ["RanksOutOfStepError"] * peers.size()
+    assert all("rank 0 loaded a checkpoint while the other ranks trained on" in text for _, text in found)
+
+
+def test_every_rank_can_go_back_to_a_checkpoint_in_the_middle_of_a_run() -> None:
+    model, optimizer = new("momentum")
+    train(model, optimizer, range(5))
+    checkpoint = written_and_read(model, optimizer)
+    train(model, optimizer, range(5, 15))
+    once = copies(model)
+    load(checkpoint, model, optimizer)
+    train(model, optimizer, range(5, 15))
+    assert same(copies(model), once)
 
 
 def test_a_plain_checkpoint_loads_into_a_fresh_optimizer_without_a_word() -> None:

@@ -36,7 +36,7 @@ def placed(place: str) -> nn.Sequential:
     ids=str,
 )
 def test_a_model_in_several_places_is_refused_with_the_reason_on_every_rank(
-    places: tuple[str, str], message: str, rank: int, path: str
+    places: tuple[str, str], message: str, rank: int
 ) -> None:
     model = placed(places[rank])
     optimizer = wrap(model)
@@ -44,7 +44,7 @@ def test_a_model_in_several_places_is_refused_with_the_reason_on_every_rank(
     assert errors(optimizer.step) == [("ValueError", message)] * 2
 
 
-def test_a_part_that_comes_in_mid_run_is_refused_by_those_who_wait_for_a_round(rank: int, path: str) -> None:
+def test_a_part_that_comes_in_mid_run_is_refused_by_those_who_wait_for_a_round(rank: int) -> None:
     model = mlp()
     optimizer = wrap(model)
     train(model, optimizer, range(3))

@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import across, copies, equal_on_all_ranks, from_all, loss_of, mlp, same, set_gradients, sgd, train, wrap
+from peers import hvd
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -40,6 +41,7 @@ REFUSED_BY_HOROVOD: dict[str, Callable[[nn.Parameter, nn.Parameter], dict[str, A
 }
 
 
+@pytest.mark.horovod
 @pytest.mark.filterwarnings("ignore:.*num_groups:DeprecationWarning")
 @pytest.mark.parametrize("case", REFUSED_BY_HOROVOD)
 def test_refuses_what_horovod_refuses_in_the_same_words(case: str) -> None:
@@ -71,7 +73,7 @@ def test_without_named_parameters_names_are_unique_and_equal_on_all_ranks() -> N
     train(model, optimizer, range(1))
     names = optimizer.last_round.layer_names
     assert len(set(names)) == len(names) == 4
-    assert from_all(names) == [names] * hvd.size()
+    assert from_all(names) == [names] * peers.size()
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,12 @@ def test_without_named_parameters_names_are_unique_and_equal_on_all_ranks() -> N
         ("scores", "fresh", '"local"'),
         ("scores", 3, '"local"'),
         ("layers", "tensor", '"module"'),
-        ("op", hvd.Sum, "hvd.Average"),
-        ("op", hvd.Adasum, "hvd.Average"),
+        ("op", "sum", "Average"),
         ("gradient_predivide_factor", 2.0, "1.0"),
-        ("compression", "fp16", "hvd.Compression"),
-        ("process_set", 3, "hvd.ProcessSet"),
+        ("compression", "fp16", "Compression"),
+        pytest.param("process_set", 3, "hvd.ProcessSet", marks=pytest.mark.horovod),
+        ("process_group", 3, "torch.distributed.ProcessGroup"),
+        ("device_mesh", 3, "DeviceMesh"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value_and_what_is_allowed(argument: str, value: Any, allowed: str) -> None:
@@ -117,16 +120,41 @@ def test_a_thing_that_is_no_optimizer_is_refused_by_name() -> None:
         DistributedGrawaOptimizer(mlp())
 
 
-@pytest.mark.parametrize("argument", [{"op": hvd.Sum}, {"gradient_predivide_factor": 2.0}])
+@pytest.mark.parametrize("argument", [{"op": "sum"}, {"gradient_predivide_factor": 2.0}], ids=str)
 def test_what_has_no_meaning_for_models_is_refused_with_the_reason(argument: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="gradients are not reduced"):
         DistributedGrawaOptimizer(sgd(mlp()), **argument)
 
 
-@pytest.mark.parametrize("distributed", [hvd.DistributedOptimizer, DistributedGrawaOptimizer])
-def test_an_optimizer_that_is_distributed_already_is_refused(distributed: Any) -> None:
+@pytest.mark.parametrize(
+    ("average", "others"),
+    [
+        pytest.param("hvd.Average", ["hvd.Sum", "hvd.Adasum"], marks=pytest.mark.horovod),
+        pytest.param("ReduceOp.AVG", ["ReduceOp.SUM", "ReduceOp.MAX"], marks=pytest.mark.torch_distributed),
+    ],
+)
+def test_op_may_be_the_average_of_the_backend_and_nothing_else(average: str, others: list[str]) -> None:
+    def op(name: str) -> Any:
+        backend, _, attribute = name.partition(".")
+        return getattr({"hvd": hvd, "ReduceOp": torch.distributed.ReduceOp}[backend], attribute)
+
+    model = mlp()
+    optimizer = wrap(model, op=op(average), period=1, pull=1.0)
+    train(model, optimizer, range(1))
+    assert equal_on_all_ranks(model)
+    for other in others:
+        with pytest.raises(ValueError, match=r"op must be .*gradients are not reduced") as caught:
+            wrap(mlp(), op=op(other))
+        assert repr(op(other)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "distribute", [pytest.param("DistributedOptimizer", marks=pytest.mark.horovod), "DistributedGrawaOptimizer"]
+)
+def test_an_optimizer_that_is_distributed_already_is_refused(distribute: str) -> None:
+    distributed = getattr(hvd, distribute, DistributedGrawaOptimizer)(sgd(mlp()))
     with pytest.raises(ValueError, match="plain torch optimizer"):
-        DistributedGrawaOptimizer(distributed(sgd(mlp())))
+        DistributedGrawaOptimizer(distributed)
 
 
 def test_num_groups_is_deprecated_and_means_groups() -> None:
@@ -154,7 +182,7 @@ def test_two_optimizers_of_a_gan_take_turns_with_requires_grad() -> None:
     torch.manual_seed(0)
     generator, critic = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1)
     both = [(part, wrap(part, sgd(part, 0.01), period=3, pull=1.0)) for part in (generator, critic)]
-    image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(hvd.rank()))
+    image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(peers.rank()))
     trained_alone = []
     for turn in range(12):
         trained, optimizer = both[turn % 2]
@@ -252,14 +280,13 @@ def test_zero_grad_takes_set_to_none() -> None:
 
 
 @pytest.mark.ranks(4)
-def test_members_of_a_process_set_average_and_the_others_train_as_with_the_plain_optimizer(rank: int) -> None:
-    members = hvd.add_process_set([1, 2, 3])
+def test_members_of_a_group_average_and_the_others_train_as_with_the_plain_optimizer(rank: int) -> None:
     model, alone = mlp(), mlp()
-    optimizer, plain = wrap(model, sgd(model, momentum=0.9), pull=1.0, process_set=members), sgd(alone, momentum=0.9)
-    train(model, optimizer, range(5))
-    train(alone, plain, range(5))
-    members_rows, rounds = across(optimizer.center.values() if rank else model)[1:], from_all(optimizer.rounds)
-    hvd.remove_process_set(members)
+    with peers.members([1, 2, 3]) as group:
+        optimizer, plain = wrap(model, sgd(model, momentum=0.9), pull=1.0, **group), sgd(alone, momentum=0.9)
+        train(model, optimizer, range(5))
+        train(alone, plain, range(5))
+        members_rows, rounds = across(optimizer.center.values() if rank else model)[1:], from_all(optimizer.rounds)
     assert rounds == [0, 2, 2, 2]
     assert torch.equal(members_rows, members_rows[:1].expand_as(members_rows))
     if rank == 0:
@@ -271,14 +298,12 @@ def test_members_of_a_process_set_average_and_the_others_train_as_with_the_plain
 
 
 @pytest.mark.ranks(4)
-def test_two_process_sets_average_at_once_each_for_itself(rank: int) -> None:
-    sets = [hvd.add_process_set([0, 2]), hvd.add_process_set([1, 3])]
+def test_two_groups_average_at_once_each_for_itself() -> None:
     model = mlp()
-    optimizer = wrap(model, pull=1.0, process_set=sets[rank % 2])
-    train(model, optimizer, range(4))
-    rows = across(model)
-    for each in sets:
-        hvd.remove_process_set(each)
+    with peers.members([0, 2], [1, 3]) as own:
+        optimizer = wrap(model, pull=1.0, **own)
+        train(model, optimizer, range(4))
+        rows = across(model)
     assert optimizer.rounds == 2
     assert torch.equal(rows[0], rows[2])
     assert torch.equal(rows[1], rows[3])
@@ -378,7 +403,8 @@ def test_the_result_is_the_wrapped_class_to_users() -> None:
     assert isinstance(optimizer, torch.optim.AdamW)
     assert type(optimizer).__name__ == "AdamW"
     assert type(optimizer) is not torch.optim.AdamW
-    assert type(optimizer).__module__ == type(hvd.DistributedOptimizer(plain)).__module__
+    if peers.TRANSPORT == "horovod":
+        assert type(optimizer).__module__ == type(hvd.DistributedOptimizer(plain)).__module__
     assert repr(optimizer).startswith("AdamW (")
     assert optimizer.param_groups is plain.param_groups
     assert optimizer.state is plain.state
@@ -464,7 +490,7 @@ def test_tied_parameters_are_averaged_once(names: str) -> None:
     model["decoder"].weight = model["encoder"].weight
     named = {"once": model.named_parameters(), "twice": model.named_parameters(remove_duplicate=False), "none": None}
     optimizer = DistributedGrawaOptimizer(sgd(model), named[names], period=1, pull=1.0)
-    generator = torch.Generator().manual_seed(hvd.rank())
+    generator = torch.Generator().manual_seed(peers.rank())
     for _ in range(2):
         optimizer.zero_grad()
         x = torch.randn(8, 4, generator=generator)
@@ -513,7 +539,7 @@ def test_the_score_of_a_sparse_gradient_is_the_norm_of_its_coalesced_values(kind
     right = []
     for _ in range(3):
         optimizer.zero_grad()
-        model(torch.tensor([[1, 2, 4, 4], [4, 3, 2, hvd.rank()]])).square().sum().backward()
+        model(torch.tensor([[1, 2, 4, 4], [4, 3, 2, peers.rank()]])).square().sum().backward()
         norms = across([model.weight.grad.coalesce().values().norm()[None]])
         optimizer.step()
         right.append(model.weight.grad.is_sparse and torch.allclose(optimizer.last_round.scores, norms, rtol=1e-5))

@@ -1,14 +1,16 @@
-"""Every dtype and every memory order: the centre is the weighted sum that DESIGN §2 writes down."""
+"""Every dtype and every memory order: the centre is the weighted sum that docs/design.md writes down."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import across, equal_on_all_ranks, errors, set_gradients, wrap
 from torch import Tensor, nn
+
+import grawa_hvd
 
 # What is tested here does not depend on how many ranks there are.
 pytestmark = pytest.mark.ranks(2)
@@ -39,14 +41,14 @@ class Before:
 
 
 def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(hvd.rank())
+    return torch.Generator().manual_seed(peers.rank())
 
 
 def step(model: nn.Module, optimizer: Any, source: torch.Generator) -> None:
     """A step along gradients that this rank alone has."""
     for parameter in model.parameters():
         values = torch.randn(parameter.shape, generator=source)
-        set_gradients([parameter], (1 + hvd.rank()) * values)
+        set_gradients([parameter], (1 + peers.rank()) * values)
     optimizer.step()
 
 
@@ -54,7 +56,7 @@ def assert_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Within the rounding of M products and M sums in that dtype."""
     assert found.shape == expected.shape
     if found.numel():
-        bound = 2 * (hvd.size() + 1) * torch.finfo(dtype).eps * max(1.0, float(expected.abs().max()))
+        bound = 2 * (peers.size() + 1) * torch.finfo(dtype).eps * max(1.0, float(expected.abs().max()))
         assert float((found.double() - expected).abs().max()) <= bound
 
 
@@ -96,7 +98,7 @@ def test_dtypes_can_be_mixed_in_one_model(groups: int | None) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_compression_costs_no_more_than_its_own_rounding(dtype: torch.dtype, compression: str) -> None:
     model = nn.ParameterList([torch.ones(7, 3, dtype=dtype)])
-    optimizer = wrap(model, period=1, pull=1.0, compression=getattr(hvd.Compression, compression))
+    optimizer = wrap(model, period=1, pull=1.0, compression=getattr(grawa_hvd.Compression, compression))
     before, source = Before(optimizer), generator()
     step(model, optimizer, source)
     (expected,) = before.means()

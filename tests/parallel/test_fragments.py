@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from learner import compare, too_large
 from models import across, continued, equal_on_all_ranks, errors, mlp, sgd, train, wrap
 from simulation import Scheme
 
-from grawa_hvd.meeting import Meeting
+from grawa_hvd.rounds.rows import BEFORE_COLUMNS
 
 pytestmark = pytest.mark.ranks(2)
 
@@ -43,16 +43,14 @@ def test_a_round_sends_and_tells_of_its_fragment_alone() -> None:
     """A row holds a norm for each layer of the model, float64; of the model the fragment's elements travel."""
     model, reports = mlp(), []
     train(model, wrap(model, period=4, fragments=2, on_round=reports.append), range(8))
-    size = hvd.size()
+    size = peers.size()
     assert [report.step for report in reports] == [2, 4, 6, 8]
     names = [report.layer_names for report in reports]
     assert names[:2] == names[2:]
     assert names[0] + names[1] == [name for name, _ in model.named_parameters()]
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
     for report in reports:
-        assert report.bytes == size * 8 * (Meeting.NORMS.start + 4) + 4 * sum(
-            elements[name] for name in report.layer_names
-        )
+        assert report.bytes == size * 8 * (BEFORE_COLUMNS + 4) + 4 * sum(elements[name] for name in report.layer_names)
         assert report.weights.shape == report.scores.shape == (size, len(report.layer_names))
 
 
@@ -79,12 +77,12 @@ def test_a_rank_that_diverged_comes_back_whole(averaging: str, overlap: int, ran
 @pytest.mark.parametrize(("fragments", "allowed"), [(0, "from 1 to 4"), (5, "from 1 to 4"), (True, "from 1 to 4")])
 def test_fragments_out_of_range_are_refused_on_every_rank(fragments: Any, allowed: str) -> None:
     found = errors(lambda: wrap(mlp(), period=4, fragments=fragments))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert all(f"fragments must be an integer {allowed}, but is {fragments!r}" in text for _, text in found)
 
 
 def test_more_fragments_than_layers_are_refused_on_every_rank() -> None:
     model = mlp()
     found = errors(lambda: train(model, wrap(model, period=8, fragments=5), range(1)))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert all("fragments must be at most the number of layers, 4, but is 5" in text for _, text in found)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from learner import compare, too_large
 from models import across, continued, equal_on_all_ranks, errors, from_all, mlp, sgd, train, wrap
+from peers import hvd
 from simulation import Scheme
 
 EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
@@ -17,11 +18,14 @@ EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch, rank: int) -> Iterator[Callable[[tuple[int, ...]], None]]:
-    """Makes ranks believe, by the variable that horovodrun sets, that they run on several hosts.
+    """Makes ranks believe, by the variable that the launcher sets, that they run on several hosts.
 
     The process sets of hosts stay as long as Horovod runs, and other tests make sets of the same ranks.
     """
-    yield lambda host_of: monkeypatch.setenv("HOROVOD_HOSTNAME", f"host{host_of[rank]}")
+    variable = "HOROVOD_HOSTNAME" if peers.TRANSPORT == "horovod" else "GROUP_RANK"
+    yield lambda host_of: monkeypatch.setenv(variable, str(host_of[rank]))
+    if peers.TRANSPORT == "torch":
+        return
     for number, ranks in sorted(hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items()):
         if number != hvd.global_process_set.process_set_id:
             made = hvd.ProcessSet(ranks)
@@ -100,6 +104,7 @@ def test_a_host_brings_back_its_own_and_the_common_round_a_whole_host(
     assert bool((optimizer.last_round.weights > 0).all())
 
 
+@pytest.mark.horovod
 @pytest.mark.ranks(4)
 def test_a_host_whose_worker_has_joined_waits_for_it_without_holding_up_the_others(hosts: Any, rank: int) -> None:
     hosts(EVEN)
@@ -125,7 +130,7 @@ def test_a_checkpoint_between_the_rounds_of_a_host_continues_bitwise(hosts: Any)
 @pytest.mark.parametrize("local_period", [0, 4, -1, True])
 def test_a_local_period_out_of_range_is_refused_on_every_rank(local_period: Any) -> None:
     found = errors(lambda: wrap(mlp(), period=4, local_period=local_period))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert all(f"local_period must be an integer from 1 to 3, but is {local_period!r}" in text for _, text in found)
 
 
@@ -135,16 +140,17 @@ def test_settings_that_differ_are_the_same_error_everywhere(option: dict[str, An
     """One rank that had waited for the others in the constructor would have waited for ever."""
     model = mlp()
     found = errors(lambda: train(model, wrap(model, period=4, **(option if rank else {})), range(5)))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert len({text for _, text in found}) == 1
     assert next(iter(option)) in found[0][1]
     assert "rank 1" in found[0][1]
 
 
+@pytest.mark.horovod
 def test_hosts_without_process_sets_are_refused_at_once_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_DYNAMIC_PROCESS_SETS", "0")
     alone = errors(lambda: wrap(mlp(), period=4, local_period=2))
     monkeypatch.setattr(hvd, "local_size", lambda: 1)  # as on several hosts
     found = errors(lambda: wrap(mlp(), period=4, local_period=2))
-    assert alone == [("", "")] * hvd.size()
+    assert alone == [("", "")] * peers.size()
     assert all(kind == "ValueError" and 'hvd.init(process_sets="dynamic")' in said for kind, said in found)

@@ -6,14 +6,16 @@ import math
 import os
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import copies, errors, from_all, mlp, train, wrap
+from peers import hvd
 from torch import nn
 
-from grawa_hvd.meeting import Meeting
+import grawa_hvd
 from grawa_hvd.report import PHASES
+from grawa_hvd.rounds.rows import BEFORE_COLUMNS
 
 pytestmark = pytest.mark.ranks(2)
 
@@ -26,7 +28,9 @@ def told(steps: int = 12, **options: Any) -> tuple[list[Any], nn.Module, Any]:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"overlap": 2}, {"fragments": 2}, {"compression": hvd.Compression.fp16}, {"groups": 3}], ids=str
+    "options",
+    [{}, {"overlap": 2}, {"fragments": 2}, {"compression": grawa_hvd.Compression.fp16}, {"groups": 3}],
+    ids=str,
 )
 def test_the_phases_of_a_round_make_up_its_seconds(options: dict[str, Any]) -> None:
     reports, _, optimizer = told(**options)
@@ -45,9 +49,9 @@ def test_the_phases_of_a_round_make_up_its_seconds(options: dict[str, Any]) -> N
 def test_bytes_are_those_of_the_rows_and_of_the_model(averaging: str) -> None:
     """The first round and, as differences then travel, later ones of an overlapped optimizer: float32."""
     reports, model, _ = told(averaging=averaging, overlap=1)
-    row = Meeting.NORMS.start + (4 if averaging == "lgrawa" else 0)
+    row = BEFORE_COLUMNS + (4 if averaging == "lgrawa" else 0)
     elements = sum(parameter.numel() for parameter in model.parameters())
-    assert [report.bytes for report in reports] == [hvd.size() * 8 * row + 4 * elements] * 2
+    assert [report.bytes for report in reports] == [peers.size() * 8 * row + 4 * elements] * 2
 
 
 def test_distances_travel_one_round_late(rank: int) -> None:
@@ -112,10 +116,11 @@ def test_on_round_sees_the_models_after_the_pull_and_may_read_the_optimizer() ->
 @pytest.mark.parametrize("on_round", [3, "print", []], ids=str)
 def test_an_on_round_that_cannot_be_called_is_refused(on_round: Any) -> None:
     found = errors(lambda: wrap(mlp(), on_round=on_round))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert all(f"on_round must be callable, but is {on_round!r}" in text for _, text in found)
 
 
+@pytest.mark.horovod
 @pytest.mark.skipif(os.environ.get("HOROVOD_TIMELINE") != "DYNAMIC", reason="Horovod asks for HOROVOD_TIMELINE=DYNAMIC")
 def test_a_horovod_timeline_names_the_collectives_of_a_round(tmp_path: Any, rank: int) -> None:
     """Rank 0 writes it."""
@@ -123,6 +128,6 @@ def test_a_horovod_timeline_names_the_collectives_of_a_round(tmp_path: Any, rank
     hvd.start_timeline(str(file), mark_cycles=False)
     _, _, optimizer = told(steps=5, groups=2, overlap=1)
     hvd.stop_timeline()
-    prefix = optimizer._worker._communicator._prefix
+    prefix = optimizer._worker._transport._prefix
     text = file.read_text() if file.exists() else ""
     assert rank or all(f"{prefix}.{name}" in text for name in ("rows", "bucket.0", "bucket.1"))

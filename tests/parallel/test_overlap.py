@@ -6,11 +6,12 @@ import copy
 import warnings
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from learner import compare, too_large
 from models import across, copies, equal_on_all_ranks, errors, from_all, loss_of, mlp, same, sgd, train, wrap
+from peers import hvd
 from simulation import Scheme
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -111,7 +112,21 @@ def test_a_checkpoint_in_flight_continues_bitwise(options: dict[str, Any]) -> No
     assert results == [True, True]
 
 
-def test_rank_0_alone_can_go_back_to_a_checkpoint_while_a_round_is_under_way(rank: int) -> None:
+def test_all_ranks_can_go_back_to_a_checkpoint_while_a_round_is_under_way() -> None:
+    model, optimizer, _, _ = in_flight()
+    state, parameters = copy.deepcopy(optimizer.state_dict()), copies(model)
+    train(model, optimizer, range(9, 13))
+    went_on = copies(model)
+    for parameter, saved in zip(model.parameters(), parameters, strict=True):
+        parameter.data.copy_(saved)
+    optimizer.load_state_dict(state)
+    train(model, optimizer, range(9, 13))
+    assert same(copies(model), went_on)
+
+
+def test_rank_0_that_goes_back_to_a_checkpoint_alone_while_a_round_is_under_way_is_an_error_on_every_rank(
+    rank: int,
+) -> None:
     model, optimizer, _, _ = in_flight()
     state, parameters = copy.deepcopy(optimizer.state_dict()), copies(model)
     train(model, optimizer, range(9, 13))
@@ -119,13 +134,9 @@ def test_rank_0_alone_can_go_back_to_a_checkpoint_while_a_round_is_under_way(ran
         for parameter, saved in zip(model.parameters(), parameters, strict=True):
             parameter.data.copy_(saved)
         optimizer.load_state_dict(state)
-    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    train(model, optimizer, range(13, 23))
-    with optimizer.consensus():
-        assert equal_on_all_ranks(model)
-    assert len(set(from_all(optimizer.rounds))) == 1
-    assert equal_on_all_ranks(optimizer.center.values())
+    found = errors(lambda: train(model, optimizer, range(13, 23)))
+    assert [kind for kind, _ in found] == ["RanksOutOfStepError"] * peers.size()
+    assert all("rank 0 loaded a checkpoint while the other ranks trained on" in text for _, text in found)
 
 
 def test_a_scheduler_drives_the_overlapped_optimizer_as_it_does_a_plain_one() -> None:
@@ -159,11 +170,12 @@ def test_an_overflow_in_flight_skips_that_update_and_the_pull_still_comes(rank: 
     expected = close(found, pulled(now, started, center))
     train(model, optimizer, range(10, 13))
     assert expected == (rank == 0)
-    assert from_all(optimizer.rounds) == [2] * hvd.size()
+    assert from_all(optimizer.rounds) == [2] * peers.size()
     assert from_all(scaler.get_scale()) == [512.0, 1024.0]
     assert equal_on_all_ranks(center)
 
 
+@pytest.mark.horovod
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("first", [5, 9], ids=["first-round-under-way", "second"])
 def test_a_rank_may_join_while_a_sum_is_under_way(dtype: torch.dtype, first: int, rank: int) -> None:
@@ -217,7 +229,7 @@ def test_parameters_added_in_flight_are_averaged_from_the_next_round_on() -> Non
         names.append(0 if optimizer.center is None else len(optimizer.center))
     assert names == [2, 2, 2, 2, 4, 4][: len(names)] or names == [2, 2, 2, 2, 2, 4]
     assert equal_on_all_ranks(optimizer.center.values())
-    assert optimizer.last_round.weights.shape == (hvd.size(), 4)
+    assert optimizer.last_round.weights.shape == (peers.size(), 4)
 
 
 @pytest.mark.parametrize("averaging", ["uniform", "lgrawa"])
@@ -240,15 +252,13 @@ def test_a_rank_that_diverges_around_a_flight_comes_back(when: str, averaging: s
 
 
 @pytest.mark.ranks(4)
-def test_overlap_in_a_process_set_leaves_the_others_alone(rank: int) -> None:
-    odd = hvd.add_process_set([1, 3])
+def test_overlap_in_a_part_of_the_ranks_leaves_the_others_alone(rank: int) -> None:
     model, alone = mlp(), mlp()
-    optimizer, plain = wrap(model, process_set=odd, period=4, overlap=3), sgd(alone)
-    train(model, optimizer, range(12))
-    train(alone, plain, range(12))
-    # Lists everywhere: Horovod names the exchange of an object by its type.
-    centers = from_all([tensor.clone() for tensor in (optimizer.center or {}).values()])
-    hvd.remove_process_set(odd)
+    with peers.members([1, 3]) as odd:
+        optimizer, plain = wrap(model, **odd, period=4, overlap=3), sgd(alone)
+        train(model, optimizer, range(12))
+        train(alone, plain, range(12))
+        centers = from_all([tensor.clone() for tensor in (optimizer.center or {}).values()])
     assert [len(center) for center in centers] == [0, 4, 0, 4]
     assert same(centers[1], centers[3])
     assert same(copies(model), copies(alone)) == (rank in (0, 2))
@@ -265,5 +275,5 @@ BAD = {
 @pytest.mark.parametrize("overlap", BAD.values(), ids=BAD)
 def test_an_overlap_out_of_range_is_refused_on_every_rank(overlap: Any) -> None:
     found = errors(lambda: wrap(mlp(), period=4, overlap=overlap))
-    assert [kind for kind, _ in found] == ["ValueError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["ValueError"] * peers.size()
     assert all(f"overlap must be an integer from 0 to 3, but is {overlap!r}" in text for _, text in found)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from models import (
@@ -25,6 +25,7 @@ from models import (
     train,
     wrap,
 )
+from peers import hvd
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
@@ -43,7 +44,7 @@ def scaled_step(model: nn.Module, optimizer: Any, scaler: GradScaler, step: int,
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     optimizer.zero_grad()
     scaler.scale(loss).backward()
-    if step == OVERFLOWS_AT and hvd.rank() == 0:
+    if step == OVERFLOWS_AT and peers.rank() == 0:
         model[0].weight.grad[0, 0] = torch.inf
     if idiom == "plain":
         scaler.step(optimizer)
@@ -87,7 +88,7 @@ def test_an_overflow_on_one_rank_skips_its_update_and_nothing_else(wrapped: str,
                 expected = across([estimate / count])
             scales.append(scaler.get_scale())
     places = from_all((optimizer.rounds, optimizer.last_round.step))
-    assert places == [(2, 10)] * hvd.size()
+    assert places == [(2, 10)] * peers.size()
     skipped = [step for step, did in enumerate(moved) if not did]
     assert skipped == ([OVERFLOWS_AT] if rank == 0 else [])
     assert scales[-1] == (512.0 if rank == 0 else 1024.0)
@@ -124,10 +125,11 @@ def test_a_grad_scaler_on_a_rank_without_any_gradient_still_counts_the_step(wrap
                 loss.backward()
             scaler.step(optimizer)
 
-    assert errors(steps) == [("", "")] * hvd.size()
-    assert from_all(optimizer.state_dict()["grawa"]["steps"]) == [2] * hvd.size()
+    assert errors(steps) == [("", "")] * peers.size()
+    assert from_all(optimizer.state_dict()["grawa"]["steps"]) == [2] * peers.size()
 
 
+@pytest.mark.horovod
 def test_ranks_with_fewer_batches_join_and_nobody_shrinks(rank: int, size: int) -> None:
     model = nn.ParameterList([torch.full((3,), 2.0), torch.full((2, 2), -2.0)])
     optimizer = wrap(model, sgd(model, 0.0), pull=1.0)
@@ -151,6 +153,7 @@ def test_ranks_with_fewer_batches_join_and_nobody_shrinks(rank: int, size: int) 
     assert all(float((center.abs() / 2 - 1).abs().max()) <= tolerance for center in optimizer.center.values())
 
 
+@pytest.mark.horovod
 @pytest.mark.parametrize("averaging", ["uniform", "grawa", "lgrawa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_averaging_works_again_after_a_join(averaging: str, dtype: torch.dtype, rank: int, size: int) -> None:
@@ -168,6 +171,7 @@ def test_averaging_works_again_after_a_join(averaging: str, dtype: torch.dtype, 
     assert from_all(optimizer.rounds) == [1 + 2 * (size - 1) + 1 + 2 * (size - 1) + 3] * size
 
 
+@pytest.mark.horovod
 def test_ranks_that_join_between_rounds_meet_again(rank: int, size: int) -> None:
     """Their steps since the last round differ then: a round waits for the last of them."""
     model = mlp()
@@ -185,6 +189,7 @@ def test_ranks_that_join_between_rounds_meet_again(rank: int, size: int) -> None
     assert bool((optimizer.last_round.weights.sum(dim=0) - 1).abs().max() < 1e-6)
 
 
+@pytest.mark.horovod
 def test_a_rank_whose_first_epoch_is_empty_takes_part_in_the_second(rank: int) -> None:
     """It meets the others at their next round, and is behind them in this epoch: every uneven epoch ends in a join."""
     model = mlp()
@@ -196,7 +201,7 @@ def test_a_rank_whose_first_epoch_is_empty_takes_part_in_the_second(rank: int) -
     hvd.join()
     with optimizer.consensus():
         assert equal_on_all_ranks(model)
-    assert from_all(optimizer.rounds) == [5] + [4] * (hvd.size() - 1)
+    assert from_all(optimizer.rounds) == [5] * peers.size()
     assert bool(((weights.sum(dim=0) - 1).abs() < 1e-6).all())
 
 
@@ -282,10 +287,10 @@ def test_when_all_ranks_diverged_all_say_so(averaging: str, where: str, rank: in
     loss_of(model, 3).backward()
     poison(model, where, torch.nan if rank else torch.inf)
     found = errors(optimizer.step)
-    assert [kind for kind, _ in found] == ["AllWorkersDivergedError"] * hvd.size()
+    assert [kind for kind, _ in found] == ["AllWorkersDivergedError"] * peers.size()
     assert len({text for _, text in found}) == 1
     consensus = errors(lambda: optimizer.consensus().__enter__())
-    assert [kind for kind, _ in consensus] == ["AllWorkersDivergedError"] * hvd.size()
+    assert [kind for kind, _ in consensus] == ["AllWorkersDivergedError"] * peers.size()
 
 
 def test_training_can_go_on_from_good_parameters_after_all_ranks_diverged() -> None:
@@ -403,7 +408,7 @@ def test_scores_that_raise_on_one_rank_are_its_error_and_a_scores_error_elsewher
 def convolution(rank: int, change: str) -> nn.Module:
     torch.manual_seed(0)
     model = nn.ModuleDict({"first": nn.Linear(4, 3), "second": nn.Linear(3, 2)})
-    if rank == hvd.size() - 1:
+    if rank == peers.size() - 1:
         if change == "a name":
             model["third"] = model.pop("second")
         elif change == "a shape":
@@ -428,7 +433,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "decay": ({"scores": grawa_hvd.scores.LocalScores(0.5)}, "decay=0.5"),
     "layers": ({"layers": "module"}, "module"),
     "groups": ({"groups": 2}, "bucket"),
-    "compression": ({"compression": hvd.Compression.fp16}, "ompression"),
+    "compression": ({"compression": grawa_hvd.Compression.fp16}, "ompression"),
 }
 MODELS = {
     "a name": "second.weight",
@@ -478,12 +483,11 @@ def test_layouts_that_come_to_differ_in_a_run_are_an_error_on_every_rank(
 
 
 @pytest.mark.ranks(4)
-def test_in_a_process_set_the_error_names_the_ranks_of_the_world(rank: int) -> None:
-    odd = hvd.add_process_set([1, 3])
+def test_in_a_part_of_the_ranks_the_error_names_them_as_the_world_does(rank: int) -> None:
     model = mlp()
-    optimizer = wrap(model, process_set=odd, period=5 if rank == 3 else 2)
-    found = errors(lambda: train(model, optimizer, range(2)))
-    hvd.remove_process_set(odd)
+    with peers.members([1, 3]) as odd:
+        optimizer = wrap(model, **odd, period=5 if rank == 3 else 2)
+        found = errors(lambda: train(model, optimizer, range(2)))
     assert [kind for kind, _ in found] == ["", "ValueError", "", "ValueError"]
     assert all("'period=5' on rank 3" in found[r][1] and "'period=2' on rank 1" in found[r][1] for r in (1, 3))
 
@@ -495,7 +499,7 @@ def test_different_initial_parameters_are_warned_of_on_every_rank_unless_broadca
     model = mlp(seed=rank)
     optimizer = wrap(model)
     if broadcast:
-        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        peers.broadcast(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(model, optimizer, range(4))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-import horovod.torch as hvd
+import peers
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def value(point: list[Tensor]) -> Tensor:
 
 def mean_of_workers_after_training(averaging: str) -> list[float]:
     """Each coordinate is a parameter, so that LGRAWA weighs them apart."""
-    point = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in CORNERS[hvd.rank()]]
+    point = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in CORNERS[peers.rank()]]
 
     def backward() -> Tensor:
         loss = value(point)
