@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""Train a small convolutional network on handwritten digits, with hvd.DistributedOptimizer and with GRAWA averaging.
+"""Train a small convolutional network on handwritten digits, with gradient averaging and with GRAWA averaging.
 
-Run under Horovod: `horovodrun -np 4 -H localhost:4 python examples/digits.py`. Every worker has its own share of the
-digits that come with scikit-learn. Both runs use the same training function; two lines of it differ. Ends with a
-table and a picture of test accuracy over communicated bytes.
+Run it under Horovod, beside hvd.DistributedOptimizer, or under torchrun, beside DistributedDataParallel:
+
+    horovodrun -np 4 -H localhost:4 python examples/digits.py
+    torchrun --nproc-per-node 4 examples/digits.py
+
+Every worker has its own share of the digits that come with scikit-learn. Both runs use the same training function; two
+lines of it differ. Ends with a table and a picture of test accuracy over communicated bytes.
 """
 
 from __future__ import annotations
@@ -19,9 +23,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import horovod.torch as hvd
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,8 +33,10 @@ from tqdm import tqdm
 
 import grawa_hvd
 
+if TYPE_CHECKING:
+    from peers import Meter, Peers
+
 TEST_FRACTION = 0.2
-HOROVOD = "hvd.DistributedOptimizer"
 
 
 @dataclass
@@ -106,30 +111,6 @@ def accuracy(model: nn.Module, data: Data) -> float:
         return (model(data.test_images).argmax(1) == data.test_labels).float().mean().item()
 
 
-class HorovodMeter:
-    """What gradient averaging costs: every gradient in every step, and the time that `synchronize` waits for them."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._gradient_bytes = sum(4 * p.numel() for group in optimizer.param_groups for p in group["params"])
-        self._synchronize = optimizer.synchronize
-        optimizer.synchronize = self._timed
-        self.communications, self.seconds = 0, 0.0
-
-    def _timed(self) -> None:
-        start = time.perf_counter()
-        self._synchronize()
-        self.seconds += time.perf_counter() - start
-        self.communications += 1
-
-    def after_step(self) -> None:
-        """Nothing: `synchronize` is what is timed."""
-
-    @property
-    def bytes(self) -> int:
-        """Handed to the collectives so far."""
-        return self.communications * self._gradient_bytes
-
-
 class GrawaMeter:
     """What model averaging costs, from the reports of its rounds."""
 
@@ -145,25 +126,23 @@ class GrawaMeter:
             self.bytes += self._optimizer.last_round.bytes
 
 
-def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
+def train(name: str, data: Data, seed: int, options: argparse.Namespace, peers: Peers) -> Run:
     """One run from the same start: the two lines that differ between the optimizers are marked."""
     torch.manual_seed(seed)
     model = Net(data).to(options.device)
     optimizer: Any = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=0.9)
-    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
-    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
-    optimizer = distributed(optimizer, model, name, options)  # <- one: the class
-    meter = HorovodMeter(optimizer) if name == HOROVOD else GrawaMeter(optimizer)
+    peers.broadcast(model)
+    trained, optimizer, meter = distributed(model, optimizer, name, options, peers)  # <- one: the class
 
     run = Run(name, seed)
-    order = torch.Generator().manual_seed(1000 * seed + hvd.rank())
-    bar = tqdm(total=options.epochs, desc=f"{name}, seed {seed}", disable=hvd.rank() != 0,
+    order = torch.Generator().manual_seed(1000 * seed + peers.rank)
+    bar = tqdm(total=options.epochs, desc=f"{name}, seed {seed}", disable=peers.rank != 0,
                file=sys.stdout, leave=False, mininterval=2)  # fmt: skip
     for _ in range(options.epochs):
         start = time.perf_counter()
         for batch in torch.randperm(len(data.images), generator=order).split(options.batch_size)[: options.steps]:
             optimizer.zero_grad()
-            functional.cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
+            functional.cross_entropy(trained(data.images[batch]), data.labels[batch]).backward()
             optimizer.step()
             meter.after_step()
         wait_for(data.images.device)
@@ -175,7 +154,7 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace) -> Run:
         bar.set_postfix(accuracy=f"{run.accuracy:.1%}", refresh=False)
         bar.update()
     bar.close()
-    run.own_curve = hvd.allreduce(torch.tensor(run.own_curve), name="own").tolist()
+    run.own_curve = peers.mean(run.own_curve)
     run.own_accuracy = run.own_curve[-1]
     run.communications, run.bytes, run.communicating = meter.communications, meter.bytes, meter.seconds
     return run
@@ -187,18 +166,21 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def distributed(optimizer: torch.optim.Optimizer, model: nn.Module, name: str, options: argparse.Namespace) -> Any:
-    """The optimizer in Horovod's wrapper or ours."""
-    if name == HOROVOD:
-        return hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
-    return grawa_hvd.DistributedGrawaOptimizer(
+def distributed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, name: str, options: argparse.Namespace, peers: Peers
+) -> tuple[nn.Module, Any, Meter]:
+    """Wrap for the baseline, or wrap the optimizer in ours: the model to train, the optimizer, the meter."""
+    if name == peers.baseline:
+        return peers.average_gradients(model, optimizer)
+    averaging = grawa_hvd.DistributedGrawaOptimizer(
         optimizer, named_parameters=model.named_parameters(),
         averaging=name, period=options.period, pull=options.pull,
     )  # fmt: skip
+    return model, averaging, GrawaMeter(averaging)
 
 
 def evaluation(optimizer: Any) -> AbstractContextManager[None]:
-    """`optimizer.consensus()` where there is one; under hvd.DistributedOptimizer all workers' models are the same."""
+    """`optimizer.consensus()` where there is one; under the baseline all workers' models are the same."""
     context: AbstractContextManager[None] = getattr(optimizer, "consensus", nullcontext)()
     return context
 
@@ -229,7 +211,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1%} ± {100 * statistics.stdev(values):.1f}"
 
 
-def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namespace) -> None:
+def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: Peers) -> None:
     """Test accuracy over communicated bytes: a colour an optimizer, thin lines for seeds, a thick one for the mean."""
     import matplotlib  # noqa: PLC0415  (on rank 0 alone)
 
@@ -243,7 +225,7 @@ def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namesp
         if mine.size == 0:
             continue
         sent, right = mine[0, :, 0] / 1e6, 100 * mine[:, :, 1]
-        label = name if name == HOROVOD else f"{name}, period {options.period}"
+        label = name if name == peers.baseline else f"{name}, period {options.period}"
         style = "-" if number < 2 else "--"  # policies lie close together
         axes.plot(sent, right.mean(axis=0), style, color=f"C{number}", linewidth=2, marker=".", label=label)
         if len(right) > 1:
@@ -251,25 +233,29 @@ def plot(runs: list[Run], names: list[str], path: Path, options: argparse.Namesp
     axes.set(xscale="log", xlabel="MB handed to the collectives by each worker while training",
              ylabel="test accuracy of the mean of the workers (%)")  # fmt: skip
     seeds = "" if options.repeats == 1 else f", {options.repeats} seeds and their mean"
-    axes.set_title(f"Handwritten digits, {hvd.size()} workers, {options.epochs} epochs{seeds}", loc="left")
+    over = peers.title if peers.launcher is None else f"{peers.title} ({peers.launcher})"
+    axes.set_title(f"Handwritten digits, {options.epochs} epochs{seeds}\n{peers.size} workers over {over}", loc="left")
     axes.set_ylim(80, 100)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
     if axes.has_data():  # one worker sends nothing
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
-    figure.savefig(path, dpi=150)
+    figure.savefig(options.plot, dpi=150)
 
 
-def results(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
+def results(runs: list[Run], options: argparse.Namespace, peers: Peers) -> dict[str, Any]:
     """What is written as JSON: the figures, and where they were measured."""
     return {
-        "command": f"horovodrun -np {hvd.size()} python examples/digits.py {' '.join(sys.argv[1:])}".strip(),
+        "command": f"{peers.command} examples/digits.py {' '.join(sys.argv[1:])}".strip(),
+        "transport": peers.transport,
+        "launcher": peers.launcher,
+        "baseline": peers.baseline,
         "options": vars(options),
-        "workers": hvd.size(),
+        "workers": peers.size,
         "versions": {
             "grawa_hvd": grawa_hvd.__version__,
-            "horovod": metadata.version("horovod"),
+            "horovod": metadata.version("horovod") if peers.transport == "horovod" else None,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
@@ -296,6 +282,7 @@ def parse() -> argparse.Namespace:
     add("--lr", type=float, default=0.03, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
     add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
+    add("--transport", choices=("horovod", "torch"), help="what carries models and gradients (default: the launcher's)")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="where to train; workers share the GPUs in turn")
     add("--plot", type=Path, default=Path("demo.png"), help="where the picture goes (default: %(default)s)")
     add("--json", type=Path, help="write all figures there")
@@ -303,26 +290,28 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train with Horovod's optimizer and with ours, in turn, and compare."""
+    """Train with the baseline and with our optimizer, in turn, and compare."""
     options = parse()
-    hvd.init()
+    # Here, since the benchmarks import this file from elsewhere, for its network alone.
+    from peers import start  # noqa: PLC0415
+
+    peers = start(options.transport, options.device)
     if options.device == "cuda":
-        torch.cuda.set_device(hvd.local_rank() % torch.cuda.device_count())
-    data = load(options.data, hvd.rank(), hvd.size()).to(torch.device(options.device))
-    # Every rank takes as many steps as the one with the fewest images: Horovod's own optimizer would wait otherwise.
-    shortest = int(hvd.allreduce(torch.tensor(len(data.images)), op=hvd.Min, name="shortest"))
-    options.steps = -(-shortest // options.batch_size)
-    names = [HOROVOD, *options.averaging]
+        torch.cuda.set_device(peers.local_rank % torch.cuda.device_count())
+    data = load(options.data, peers.rank, peers.size).to(torch.device(options.device))
+    # Every rank takes as many steps as the one with the fewest images: the baseline would wait otherwise.
+    options.steps = -(-peers.minimum(len(data.images)) // options.batch_size)
+    names = [peers.baseline, *options.averaging]
     seeds = range(options.seed, options.seed + options.repeats)
-    runs = [train(name, data, seed, options) for seed in seeds for name in names]
-    if hvd.rank() == 0:
+    runs = [train(name, data, seed, options, peers) for seed in seeds for name in names]
+    if peers.rank == 0:
         print(f"\n{table(runs, names)}\n")
         if options.json is not None:
-            options.json.write_text(json.dumps(results(runs, options), indent=1, default=str) + "\n")
+            options.json.write_text(json.dumps(results(runs, options, peers), indent=1, default=str) + "\n")
             print(f"All figures: {options.json}")
-        plot(runs, names, options.plot, options)
+        plot(runs, names, options, peers)
         print(f"Test accuracy over communicated bytes: {options.plot}")
-    hvd.barrier()
+    peers.stop()
 
 
 if __name__ == "__main__":
