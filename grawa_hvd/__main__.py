@@ -6,9 +6,10 @@ import argparse
 import importlib
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+import torch.distributed
 
 import grawa_hvd
 
@@ -23,6 +24,7 @@ class Installation:
         devices: number of CUDA devices that torch sees.
         kernels: `grawa_hvd._C.build_info()`.
         transports: name → whether Horovod was built with it: Gloo, NCCL, MPI.
+        torch_transports: the same of torch.distributed.
     """
 
     versions: Mapping[str, str | None]
@@ -30,6 +32,7 @@ class Installation:
     devices: int
     kernels: Mapping[str, object] | None
     transports: Mapping[str, bool] | None
+    torch_transports: Mapping[str, bool] = field(default_factory=dict)
 
 
 def _kernels() -> Mapping[str, object] | None:
@@ -57,7 +60,8 @@ def inspect() -> Installation:
         "torch": torch.__version__,
         "horovod": horovod,
     }
-    return Installation(versions, torch.version.cuda, torch.cuda.device_count(), _kernels(), transports)
+    within_torch = {"Gloo": torch.distributed.is_gloo_available(), "NCCL": torch.distributed.is_nccl_available()}
+    return Installation(versions, torch.version.cuda, torch.cuda.device_count(), _kernels(), transports, within_torch)
 
 
 def advice(found: Installation) -> list[str]:
@@ -90,15 +94,19 @@ def advice(found: Installation) -> list[str]:
 
 def report(found: Installation) -> str:
     """The versions, the kernels, the devices and the transports, a line each, then the advice."""
-    transports = found.transports or {}
     rows = {
         "versions": ", ".join(f"{name} {version or 'missing'}" for name, version in found.versions.items()),
         "kernels": ", ".join(f"{name} {_shown(value)}" for name, value in (found.kernels or {}).items()) or "missing",
         "CUDA": f"torch built with {found.cuda or 'none'}, {found.devices} devices",
-        "Horovod": ", ".join(f"{name} {'yes' if built else 'no'}" for name, built in transports.items()) or "missing",
+        "Horovod": _built(found.transports or {}),
+        "torch.distributed": _built(found.torch_transports),
     }
-    lines = [f"{title + ':':10}{text}" for title, text in rows.items()]
+    lines = [f"{title + ':':19}{text}" for title, text in rows.items()]
     return "\n".join([*lines, *(f"- {line}" for line in advice(found) or ["Nothing is missing."])])
+
+
+def _built(transports: Mapping[str, bool]) -> str:
+    return ", ".join(f"{name} {'yes' if built else 'no'}" for name, built in transports.items()) or "missing"
 
 
 def _shown(value: object) -> str:

@@ -96,17 +96,26 @@ class TorchTransport:
         return _AllReduce(buffer, buffer, self.group)
 
     def check_subgroups(self) -> None:
-        """Groups can always be made."""
+        """Whether groups can be made: torch makes one with all processes.
+
+        With `use_local_synchronization` the members suffice, but then torch 2.13 names a group by how many a process is
+        in, and processes that are in different numbers of groups wait for each other for ever.
+
+        Raises:
+            ValueError: if this group has not got all processes.
+        """
+        if self.is_member and len(self._ranks) < dist.get_world_size():
+            raise ValueError(
+                f"local_period needs all {dist.get_world_size()} processes of torch.distributed in one group of "
+                f"workers, but process_group has {len(self._ranks)} of them"
+            )
 
     def subgroup(self, workers: Sequence[int]) -> TorchTransport:
-        """A group of some workers; the others do nothing."""
+        """A group of some workers, made by all of them."""
         ranks = [self._ranks[worker] for worker in workers]
         if ranks == list(self._ranks):
             return self
-        # All processes make a group together, unless this transport has not got all of them.
-        is_local = len(self._ranks) < dist.get_world_size()
-        backend = dist.get_backend(self.group)
-        return TorchTransport(dist.new_group(ranks, backend=backend, use_local_synchronization=is_local))
+        return TorchTransport(dist.new_group(ranks, backend=dist.get_backend(self.group)))
 
     def host(self) -> str:
         """This host's name, and the number of torchrun's agent on it."""

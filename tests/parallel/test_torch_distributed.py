@@ -109,9 +109,14 @@ def test_ranks_of_two_agents_on_one_machine_are_on_two_hosts(
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("members", [[1, 2, 3], [0, 1, 3]], ids=str)
-def test_hosts_are_of_the_members_of_a_group(members: list[int], monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-    monkeypatch.setenv("GROUP_RANK", str(int(rank == members[0])))
+def test_hosts_of_a_group_that_has_not_all_ranks_are_refused(members: list[int], rank: int) -> None:
+    """torch makes groups with all processes, and those outside of the group do not come to its rounds."""
     group = dist.new_group(members, timeout=peers.TORCH_TIMEOUT)
-    found = within_host(mlp(), process_group=group)
-    assert [found[member] for member in members] == [[(3, 4)], [(2, 4), (3, 4)], [(2, 4), (3, 4)]]
-    assert all(not shapes for other, shapes in enumerate(found) if other not in members)
+    found = errors(lambda: within_host_alone(group))
+    expected = ("ValueError", "local_period needs all 4 processes of torch.distributed in one group of workers, but "
+                "process_group has 3 of them")  # fmt: skip
+    assert found == [expected if other in members else ("", "") for other in range(4)]
+
+
+def within_host_alone(group: Any) -> None:
+    wrap(mlp(), period=4, local_period=2, process_group=group)

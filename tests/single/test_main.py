@@ -16,6 +16,7 @@ CPU = Installation(
     devices=0,
     kernels={"torch": "2.13.0", "compiler": "GCC 13", "cxx_standard": 20, "cuda_architectures": ""},
     transports={"Gloo": True, "NCCL": False, "MPI": False},
+    torch_transports={"Gloo": True, "NCCL": False},
 )
 GPU = replace(
     CPU,
@@ -30,6 +31,7 @@ GPU = replace(
 def test_a_complete_installation_needs_no_advice(complete: Installation) -> None:
     assert advice(complete) == []
     assert report(complete).endswith("- Nothing is missing.")
+    assert "torch.distributed: Gloo yes, NCCL no\n" in report(complete)
 
 
 @pytest.mark.parametrize(
