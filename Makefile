@@ -71,7 +71,7 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	$(if $(filter horovod,$(TRANSPORT)), \
 	  timeout 2600 $$run --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
 	  timeout 900 $$run --timeout 400 $(HOSTS) $(ARGS) || failed=1;) \
-	$(if $(filter torch,$(TRANSPORT)), timeout 900 $$run --timeout 400 --transport torch $(ARGS) || failed=1;) \
+	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
