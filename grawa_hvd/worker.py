@@ -219,7 +219,7 @@ class Worker:
             if group is None:
                 return None
             rooms = self._model.plain_rooms("host", Wire(group.transport), self._settings.pull)
-            plan = Plan(group.workers, group.transport.rank, needs, within_host=True)
+            plan = Plan(group.workers, group.workers.index(self._transport.rank), needs, within_host=True)
             return start_round(rooms, rows, plan, self._mix, self._memory, phases)[0]
         if due.warm_up:
             rooms = self._model.plain_rooms("warm-up", self._wire, 1.0)
