@@ -210,7 +210,11 @@ class DDPMeter:
         model.register_comm_hook(dist.group.WORLD, self._hand_over)
         optimizer.register_step_pre_hook(self._before_step)
 
-    def _hand_over(self, group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
+    def _hand_over(
+        self,
+        group: dist.ProcessGroup,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]  # the stubs do not export it
+    ) -> Future[Tensor]:
         self._handed_over = time.perf_counter()
         self.bytes += bucket.buffer().nbytes
         return allreduce_hook(group, bucket)

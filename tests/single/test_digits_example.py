@@ -46,7 +46,7 @@ def no_horovod(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def demo(launcher: str, folder: Path, *arguments: str, paths: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
     command = [str(BIN / launcher), *LAUNCHERS[launcher], "examples/digits.py"]
-    search = os.pathsep.join([*map(str, paths), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    search = os.pathsep.join(filter(None, [*map(str, paths), os.environ.get("PYTHONPATH")]))
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": search,
     }  # fmt: skip
