@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed
 
 import grawa_hvd
+from grawa_hvd.transport import installed
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,16 @@ def _kernels() -> Mapping[str, object] | None:
     return info
 
 
-def _horovod() -> tuple[str | None, Mapping[str, bool] | None]:
-    try:
-        from grawa_hvd.transport import horovod  # noqa: PLC0415 (it may be missing, or built for another torch)
-    except ImportError:
-        return None, None
-    return horovod.version(), horovod.built_with()
-
-
 def inspect() -> Installation:
     """Ask the environment of this Python."""
-    horovod, transports = _horovod()
+    horovod, transports = installed.horovod()
     versions = {
         "grawa_hvd": grawa_hvd.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
         "horovod": horovod,
     }
-    within_torch = {"Gloo": torch.distributed.is_gloo_available(), "NCCL": torch.distributed.is_nccl_available()}
+    within_torch = installed.torch_distributed()
     return Installation(versions, torch.version.cuda, torch.cuda.device_count(), _kernels(), transports, within_torch)
 
 

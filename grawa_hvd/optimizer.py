@@ -134,7 +134,9 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     refuse_sharded(names)
     transport = chosen_transport(process_set, process_group, device_mesh)
     if op is not None and op != transport.average:
-        raise ValueError(f"op must be hvd.Average, but is {op!r}: models are averaged here, gradients are not reduced")
+        raise ValueError(
+            f"op must be {transport.average_name}, but is {op!r}: models are averaged here, gradients are not reduced"
+        )
     wrapped: Any = type(optimizer)
     wrapper = wrapper_of(wrapped)
     result = wrapper.__new__(wrapper)

@@ -120,7 +120,8 @@ def _check_reasons(rows: Rows, transport: Transport) -> None:
     if at_round and at_consensus:
         raise RanksOutOfStepError(
             f"{transport.label(at_round)} came to a round when {transport.label(at_consensus)} entered consensus(): "
-            "the ranks took different numbers of steps. Ranks with fewer batches call hvd.join() first"
+            "the ranks took different numbers of steps. Let ranks with fewer batches "
+            f"{transport.leave_early} first"
         )
 
 
@@ -157,6 +158,6 @@ def _check_start(rows: Rows, transport: Transport) -> None:
     if other:
         warnings.warn(
             f"the initial parameters of {transport.label(other)} differ from those of {transport.label([first])}: did "
-            "you forget hvd.broadcast_parameters(model.state_dict(), root_rank=0)?",
+            f"you forget {transport.broadcast}?",
             stacklevel=stacklevel(),
         )

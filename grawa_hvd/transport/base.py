@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,47 +28,45 @@ class Work(Protocol):
         """
 
 
-class Transport(Protocol):
+class Transport(ABC):
     """The workers of one optimizer over some backend.
 
     Attributes:
         dtypes: what sums take as it is.
         equivalents: the backend's own compressors, and which of ours each of them stands for.
-        average: the backend's name for an average, which users may pass as `op=`.
+        average, average_name: what users may pass as `op=`, and how they write it.
+        leave_early, broadcast: for messages, how a rank with less data lets the others go on, and how ranks come to
+            start from one model.
     """
 
-    dtypes: frozenset[torch.dtype]
-    equivalents: Mapping[Any, Any]
-    average: Any
+    dtypes: ClassVar[frozenset[torch.dtype]]
+    equivalents: ClassVar[Mapping[Any, Any]] = {}
+    average: ClassVar[Any]
+    average_name: ClassVar[str]
+    leave_early: ClassVar[str]
+    broadcast: ClassVar[str]
 
     @property
+    @abstractmethod
     def rank(self) -> int:
         """This worker's number among the workers, from 0."""
 
     @property
-    def size(self) -> int:
-        """The number of workers, M."""
+    @abstractmethod
+    def ranks(self) -> Sequence[int]:
+        """The workers by the ranks that the user knows."""
 
     @property
+    def size(self) -> int:
+        """The number of workers, M."""
+        return len(self.ranks)
+
+    @property
+    @abstractmethod
     def is_member(self) -> bool:
         """Whether this process is one of the workers; others train alone."""
 
-    def attach(self, optimizer: Any) -> None:
-        """Make the optimizer what the backend wants of it, to let ranks with less data leave early."""
-
-    def join_hook(self, follow: Callable[[], None]) -> Any:
-        """What the backend calls on a rank that has left early.
-
-        Args:
-            follow: takes part in what the others do next, with nothing to say.
-
-        Raises:
-            ValueError: if the backend has another way.
-        """
-
-    def begin(self) -> None:
-        """Tell ranks that have left early to follow: an exchange of rows comes next, and what follows from it."""
-
+    @abstractmethod
     def sum_(self, buffer: Tensor, name: str) -> Work:
         """Start the sum of a flat buffer over the workers, in place; an absent rank counts as zeros.
 
@@ -76,20 +75,7 @@ class Transport(Protocol):
             name: the same on every rank; no two sums that are under way at once have the same.
         """
 
-    def check_model(self, parameters: Sequence[Tensor]) -> None:
-        """Whether these parameters can be averaged over this backend.
-
-        Raises:
-            ValueError: if somebody else averages them, or their gradients, over the same workers already.
-        """
-
-    def check_subgroups(self) -> None:
-        """Whether `subgroup` will work, as far as a rank can see by itself.
-
-        Raises:
-            ValueError: if it is plain that it will not.
-        """
-
+    @abstractmethod
     def subgroup(self, workers: Sequence[int]) -> Transport:
         """Some of the workers; a collective of all, who ask for the same groups in the same order.
 
@@ -97,8 +83,49 @@ class Transport(Protocol):
             ValueError: if the backend was started without what it needs for this.
         """
 
+    @abstractmethod
     def host(self) -> str:
         """The name of this worker's host: the same for workers of one host."""
 
     def label(self, workers: Sequence[int]) -> str:
-        """Workers for a message, by the ranks that the user knows: "rank 2", or "ranks 0, 1"."""
+        """Workers for a message: "rank 2", or "ranks 0, 1"."""
+        return named([self.ranks[worker] for worker in workers])
+
+    def check_model(self, parameters: Sequence[Tensor]) -> None:  # noqa: B027
+        """Whether these parameters can be averaged over this backend; here always.
+
+        Raises:
+            ValueError: if somebody else averages them, or their gradients, over the same workers already.
+        """
+
+    def check_subgroups(self) -> None:  # noqa: B027
+        """Whether `subgroup` will work, as far as a rank can see by itself; here always.
+
+        Raises:
+            ValueError: if it is plain that it will not.
+        """
+
+    def attach(self, optimizer: Any) -> None:  # noqa: B027
+        """Make the optimizer what the backend wants of it, to let ranks with less data leave early; here nothing."""
+
+    def begin(self) -> None:  # noqa: B027
+        """Tell ranks that have left early to follow: an exchange of rows comes next, and what follows from it.
+
+        Here nothing: the backend itself adds zeros for them.
+        """
+
+    def join_hook(self, follow: Callable[[], None]) -> Any:
+        """What `torch.distributed.algorithms.Join` calls on a rank that has left early.
+
+        Args:
+            follow: takes part in what the others do next, with nothing to say.
+
+        Raises:
+            ValueError: here, where the backend has another way.
+        """
+        raise ValueError(f"torch.distributed.algorithms.Join is for torch.distributed: here, {self.leave_early}")
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Ranks for a message: "rank 2", or "ranks 0, 1"."""
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

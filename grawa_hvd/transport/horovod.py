@@ -7,14 +7,14 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import MismatchedBuffersError
+from grawa_hvd.transport.base import MismatchedBuffersError, Transport
 from grawa_hvd.transport.wire import Compression
 
 try:
@@ -35,7 +35,7 @@ NO_PROCESS_SETS = (
 _instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
 
 
-class HorovodTransport:
+class HorovodTransport(Transport):
     """The processes of a process set.
 
     Args:
@@ -47,8 +47,10 @@ class HorovodTransport:
 
     # Horovod refuses bfloat16.
     dtypes = frozenset({torch.float16, torch.float32, torch.float64})
-    average = hvd.Average
-    equivalents: Mapping[Any, Any] = {
+    average, average_name = hvd.Average, "hvd.Average"
+    leave_early = "call hvd.join()"
+    broadcast = "hvd.broadcast_parameters(model.state_dict(), root_rank=0)"
+    equivalents: ClassVar[Mapping[Any, Any]] = {
         hvd.Compression.none: Compression.none,
         hvd.Compression.fp16: Compression.fp16,
     }
@@ -77,23 +79,6 @@ class HorovodTransport:
         """Whether the process set includes this process."""
         return bool(self._process_set.included())
 
-    def attach(self, optimizer: Any) -> None:
-        """Nothing: Horovod itself adds zeros for a rank that has joined."""
-
-    def join_hook(self, follow: Callable[[], None]) -> Any:
-        """Nothing is called.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("torch.distributed.algorithms.Join is for torch.distributed: over Horovod, call hvd.join()")
-
-    def begin(self) -> None:
-        """Nothing."""
-
-    def check_model(self, parameters: Sequence[Tensor]) -> None:
-        """Nothing: another `hvd.DistributedOptimizer` is refused as what is wrapped."""
-
     def sum_(self, buffer: Tensor, name: str) -> _Allreduce:
         """Start an allreduce in place; a rank that has joined (`hvd.join`) counts as zeros.
 
@@ -120,7 +105,7 @@ class HorovodTransport:
         Raises:
             ValueError: if Horovod was started without dynamic process sets, and has not this one.
         """
-        ranks = [self._ranks[worker] for worker in workers]
+        ranks = [self.ranks[worker] for worker in workers]
         for number, members in hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items():
             if members == ranks:
                 known = hvd.ProcessSet(ranks)
@@ -135,13 +120,9 @@ class HorovodTransport:
         """The name by which horovodrun knows this host."""
         return os.environ.get("HOROVOD_HOSTNAME", socket.gethostname())
 
-    def label(self, workers: Sequence[int]) -> str:
-        """Workers by their global ranks."""
-        ranks = [str(self._ranks[worker]) for worker in workers]
-        return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(ranks)}"
-
     @property
-    def _ranks(self) -> Sequence[int]:
+    def ranks(self) -> Sequence[int]:
+        """The workers by their global ranks."""
         is_global = self._process_set.process_set_id == hvd.global_process_set.process_set_id
         return range(self.size) if is_global else list(self._process_set.ranks)
 

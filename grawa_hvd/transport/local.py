@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import MismatchedBuffersError
+from grawa_hvd.transport.base import MismatchedBuffersError, Transport
 
 T = TypeVar("T")
 SECONDS = 30.0  # after which a worker that waits for others gives up
@@ -28,7 +28,7 @@ class _World:
         self.groups: dict[tuple[int, ...], _World] = {}
 
 
-class LocalTransport:
+class LocalTransport(Transport):
     """One of the M workers of a process; each lives in a thread of its own.
 
     Args:
@@ -39,8 +39,9 @@ class LocalTransport:
     """
 
     dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-    equivalents: Mapping[Any, Any] = {}
-    average = "average"
+    average, average_name = "average", "'average'"
+    leave_early = "call leave()"
+    broadcast = "the same seed on all workers"
 
     def __init__(self, world: _World, rank: int, names: Sequence[int], hosts: Sequence[str]) -> None:
         self._world, self._rank, self._names, self._hosts = world, rank, list(names), list(hosts)
@@ -52,31 +53,14 @@ class LocalTransport:
         return self._rank
 
     @property
-    def size(self) -> int:
-        """The number of workers, M."""
-        return self._world.size
+    def ranks(self) -> Sequence[int]:
+        """The workers by their numbers among all workers."""
+        return self._names
 
     @property
     def is_member(self) -> bool:
         """Whether this worker is in the group."""
         return self._rank >= 0
-
-    def attach(self, optimizer: Any) -> None:
-        """Nothing: zeros are added for a worker that has left."""
-
-    def join_hook(self, follow: Callable[[], None]) -> Any:
-        """Nothing is called.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("workers of one process call leave()")
-
-    def begin(self) -> None:
-        """Nothing."""
-
-    def check_model(self, parameters: Sequence[Tensor]) -> None:
-        """Nothing."""
 
     def sum_(self, buffer: Tensor, name: str) -> _LocalSum:
         """Hand a buffer in; the sum is made by each worker, in order of rank, when it waits."""
@@ -93,9 +77,6 @@ class LocalTransport:
             self._world.absent.add(self._rank)
             self._world.condition.notify_all()
 
-    def check_subgroups(self) -> None:
-        """Subgroups can always be made."""
-
     def subgroup(self, workers: Sequence[int]) -> LocalTransport:
         """Some of the workers."""
         with self._world.condition:
@@ -106,11 +87,6 @@ class LocalTransport:
     def host(self) -> str:
         """The host that `run_workers` was told."""
         return self._hosts[self._rank]
-
-    def label(self, workers: Sequence[int]) -> str:
-        """Workers by their numbers among all workers."""
-        names = [str(self._names[worker]) for worker in workers]
-        return f"rank {names[0]}" if len(names) == 1 else f"ranks {', '.join(names)}"
 
 
 class _LocalSum:

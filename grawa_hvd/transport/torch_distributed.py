@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook, _JoinConfig
 from torch.nn.parallel import DistributedDataParallel
 
+from grawa_hvd.transport.base import Transport, named
 
-class TorchTransport:
+
+class TorchTransport(Transport):
     """The processes of a group.
 
     Sums are told apart by their order alone, which is the same on every rank.
@@ -29,22 +31,23 @@ class TorchTransport:
     """
 
     dtypes = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-    equivalents: Mapping[Any, Any] = {}
-    average = dist.ReduceOp.AVG
+    average, average_name = dist.ReduceOp.AVG, "torch.distributed.ReduceOp.AVG"
+    leave_early = "enter torch.distributed.algorithms.Join([optimizer])"
+    broadcast = "torch.distributed.broadcast of each parameter"
 
     def __init__(self, process_group: Any = None, device_mesh: Any = None) -> None:
         if device_mesh is not None:
             process_group = _group_of(device_mesh)
         if process_group is None:
             process_group = dist.group.WORLD
-        self.is_member = process_group is not dist.GroupMember.NON_GROUP_MEMBER
-        if self.is_member and not isinstance(process_group, dist.ProcessGroup):
+        is_member = process_group is not dist.GroupMember.NON_GROUP_MEMBER
+        if is_member and not isinstance(process_group, dist.ProcessGroup):
             raise ValueError(f"process_group must be a torch.distributed.ProcessGroup, but is {process_group!r}")
         self.group = process_group
         self._joinable: Any = None
-        self._ranks = dist.get_process_group_ranks(process_group) if self.is_member else []
+        self._ranks = dist.get_process_group_ranks(process_group) if is_member else []
         # NCCL alone takes nothing that lies in host memory.
-        self._takes_host_memory = self.is_member and "cpu:" in dist.get_backend_config(process_group)
+        self._takes_host_memory = is_member and "cpu:" in dist.get_backend_config(process_group)
 
     @property
     def rank(self) -> int:
@@ -52,9 +55,14 @@ class TorchTransport:
         return dist.get_rank(self.group) if self.is_member else -1
 
     @property
-    def size(self) -> int:
-        """The number of workers, M; 0 outside the group."""
-        return len(self._ranks)
+    def ranks(self) -> Sequence[int]:
+        """The workers by their global ranks; none outside the group."""
+        return self._ranks
+
+    @property
+    def is_member(self) -> bool:
+        """Whether the group has this process."""
+        return bool(self._ranks)
 
     def attach(self, optimizer: Any) -> None:
         """Make the optimizer a `torch.distributed.algorithms.Joinable`, for `with Join([optimizer]):`."""
@@ -84,7 +92,7 @@ class TorchTransport:
             shared = set(self._ranks) & set(dist.get_process_group_ranks(found.process_group))
             if len(shared) > 1:
                 raise ValueError(
-                    f"DistributedDataParallel reduces the gradients of this model over {self._named(sorted(shared))}, "
+                    f"DistributedDataParallel reduces the gradients of this model over {named(sorted(shared))}, "
                     "so their models never part and there is nothing to average. Leave it out, or give it a "
                     "process_group within the host, and this optimizer one across hosts"
                 )
@@ -120,14 +128,6 @@ class TorchTransport:
     def host(self) -> str:
         """This host's name, and the number of torchrun's agent on it."""
         return f"{socket.gethostname()} {os.environ.get('GROUP_RANK', '')}"
-
-    def label(self, workers: Sequence[int]) -> str:
-        """Workers by their global ranks."""
-        return self._named([self._ranks[worker] for worker in workers])
-
-    @staticmethod
-    def _named(ranks: Sequence[int]) -> str:
-        return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
 class _Follow(JoinHook):

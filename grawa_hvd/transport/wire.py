@@ -138,7 +138,9 @@ class Wire:
                 f"compression must have compress() and decompress(), as hvd.Compression.fp16, but is {compression!r}"
             )
         self.transport = transport
-        self._compression = transport.equivalents.get(compression, compression)
+        # By identity: a compressor need not be hashable.
+        ours = [own for theirs, own in transport.equivalents.items() if theirs is compression]
+        self._compression = ours[0] if ours else compression
         is_cast = isinstance(self._compression, type) and issubclass(self._compression, _Cast)
         self.small: torch.dtype | None = self._compression.dtype if is_cast else None
         if self.small is not None and self.small not in transport.dtypes:

@@ -45,6 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SECONDS_PER_TEST, method="thread"))
+        if item.get_closest_marker("horovod") and item.get_closest_marker("torch_distributed"):
+            pytest.exit(
+                f"{item.nodeid} is skipped over either transport, and can never fail", pytest.ExitCode.USAGE_ERROR
+            )
         if peers.TRANSPORT == "torch" and item.get_closest_marker("horovod"):
             item.add_marker(pytest.mark.skip(reason=peers.OF_HOROVOD))
         if peers.TRANSPORT == "horovod" and item.get_closest_marker("torch_distributed"):

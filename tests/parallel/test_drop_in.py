@@ -98,7 +98,7 @@ def test_without_named_parameters_names_are_unique_and_equal_on_all_ranks() -> N
         ("scores", "fresh", '"local"'),
         ("scores", 3, '"local"'),
         ("layers", "tensor", '"module"'),
-        ("op", "sum", "Average"),
+        ("op", "sum", "hvd.Average" if peers.TRANSPORT == "horovod" else "torch.distributed.ReduceOp.AVG"),
         ("gradient_predivide_factor", 2.0, "1.0"),
         ("compression", "fp16", "Compression"),
         pytest.param("process_set", 3, "hvd.ProcessSet", marks=pytest.mark.horovod),

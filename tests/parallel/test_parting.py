@@ -508,7 +508,8 @@ def test_different_initial_parameters_are_warned_of_on_every_rank_unless_broadca
     files = from_all([Path(warning.filename).name for warning in ours])
     assert [len(text) for text in texts] == [0 if broadcast else 1] * size
     if not broadcast:
-        assert all("did you forget hvd.broadcast_parameters" in text[0] for text in texts)
+        forgotten = {"horovod": "hvd.broadcast_parameters", "torch": "torch.distributed.broadcast"}[peers.TRANSPORT]
+        assert all(f"did you forget {forgotten}" in text[0] for text in texts)
         assert files == [["models.py"]] * size  # which calls optimizer.step()
         assert all(str(size - 1) in text[0] for text in texts)
     assert optimizer.rounds == 2
