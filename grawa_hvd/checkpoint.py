@@ -4,8 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+from grawa_hvd.rounds.member import Member
+
 VERSION = 3
 READABLE = (1, 2, 3)
+
+
+def state_of(member: Member, numbers: dict[int, int]) -> dict[str, Any]:
+    """All that a bitwise continuation needs besides the wrapped optimizer's own state.
+
+    Args:
+        member: the worker, laid out.
+        numbers: id of a parameter → its number in the optimizer's state_dict.
+    """
+    return {
+        "version": VERSION,
+        "steps": member.steps,
+        "since_round": member.since_round,
+        "length": member.length,
+        "rounds": member.rounds,
+        "reported": member.reported.state(),
+        "policy": member.memory,
+        **member.model.state(numbers),
+    }
+
+
+def load(member: Member, state: dict[str, Any], numbers: dict[int, int]) -> None:
+    """Let a worker that has restarted stand where the state was taken.
+
+    Raises:
+        ValueError: if the state is of another version, or shapes differ.
+    """
+    state = current(state)
+    member.lay_out()
+    member.model.load(state, numbers)
+    member.reported.load(state["reported"])
+    member.steps, member.rounds, member.memory = state["steps"], state["rounds"], state["policy"]
+    member.length = member.length or state["length"]
+    # The period may have been another.
+    member.since_round = state["since_round"] % member.length if member.length else state["since_round"]
 
 
 def current(state: dict[str, Any]) -> dict[str, Any]:

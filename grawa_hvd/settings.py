@@ -14,7 +14,7 @@ from grawa_hvd.description import described
 from grawa_hvd.model.buffers import Buffers
 from grawa_hvd.model.cut import Groups, validated_groups
 from grawa_hvd.rounds.outer import OuterFactory, momentum
-from grawa_hvd.rounds.schedule import Period, Schedule
+from grawa_hvd.rounds.schedule import Due, Period, Schedule
 from grawa_hvd.scores import Scores, scores_source
 
 
@@ -111,6 +111,10 @@ class Settings:
     def starts_at_first_step(self) -> bool:
         """Whether the centre starts at the parameters of the first step."""
         return self.outer_optimizer is not None or self.recipe.starts_at == "first step"
+
+    def overlaps(self, due: Due) -> bool:
+        """Whether training goes on before a round is finished: not while it warms up, nor within a host."""
+        return self.overlap > 0 and not (due.within_host or due.warm_up)
 
     def describe(self) -> list[str]:
         """A line each: what ranks must agree on."""

@@ -171,7 +171,7 @@ class Averaged:
         Raises:
             ValueError: if a value is out of its range or not one number.
         """
-        self._worker.reported.add(loss=loss, accuracy=accuracy, samples=samples)
+        self._worker.member.reported.add(loss=loss, accuracy=accuracy, samples=samples)
 
     def consensus(self) -> AbstractContextManager[None]:
         """Inside the block the parameters are the plain mean of all workers; after it, each worker's own again.
@@ -218,7 +218,7 @@ class Averaged:
         within = [group.pop(STATE_KEY) for group in groups if STATE_KEY in group]
         self._wrapped.load_state_dict(self, {**plain, "param_groups": groups})
         averaging = state_dict.get(STATE_KEY, next(iter(within), None))
-        if averaging is None and self._worker.steps:
+        if averaging is None and self._worker.member.steps:
             warnings.warn(
                 "the loaded state is a plain optimizer's: the averaging starts afresh, without a centre, norm "
                 "estimates or counters",

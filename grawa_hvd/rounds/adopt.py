@@ -23,16 +23,29 @@ def adopt_(rooms: Rooms, policy_state: Any, leader: int, wire: Wire) -> Any:
         The state of the policy.
     """
     is_leader = wire.transport.rank == leader
-    for number, buffer in enumerate(rooms.center.buffers):
-        if not is_leader:
-            buffer.zero_()
-        wire.sum_(buffer, f"adopt.center.{number}", exact=True).wait()
-    rooms.center.note(range(len(rooms.layout.parameters)))
+    _share_center_(rooms, is_leader, wire)
     outer, policy = _shared((rooms.outer.state(), policy_state), leader, wire, rooms.layout.device)
     if not is_leader:
         rooms.outer.forget()
         rooms.outer.load(outer)
     return policy
+
+
+def start_center_(rooms: Rooms, leader: int, wire: Wire) -> None:
+    """Let the centre be the leader's parameters; a collective."""
+    layout, is_leader = rooms.layout, wire.transport.rank == leader
+    if is_leader:
+        for bucket, buffer in zip(layout.buckets, rooms.center.buffers, strict=True):
+            bucket.table.pack(torch.ones(len(bucket.members), device=layout.device), buffer)
+    _share_center_(rooms, is_leader, wire)
+
+
+def _share_center_(rooms: Rooms, is_owner: bool, wire: Wire) -> None:
+    for number, buffer in enumerate(rooms.center.buffers):
+        if not is_owner:
+            buffer.zero_()
+        wire.sum_(buffer, f"adopt.center.{number}", exact=True).wait()
+    rooms.center.note(range(len(rooms.layout.parameters)))
 
 
 def _shared(structure: Any, leader: int, wire: Wire, device: torch.device) -> Any:

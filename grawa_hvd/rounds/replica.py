@@ -96,15 +96,6 @@ class Replica:
         result.load(self.state(numbers), numbers)
         return result
 
-    def start_center(self, leader: int) -> None:
-        """Let the centre be the leader's parameters; a collective."""
-        layout, is_leader = self.layout, self._wire.transport.rank == leader
-        weights = torch.full((len(layout.parameters),), float(is_leader), dtype=torch.float64, device=layout.device)
-        for bucket, buffer in zip(layout.buckets, self.rooms.center.buffers, strict=True):
-            bucket.table.pack(weights[bucket.indices], buffer)
-            self._wire.sum_(buffer, bucket.name, exact=True).wait()
-        self.rooms.center.note(range(len(layout.parameters)))
-
     def named_center(self) -> dict[str, Tensor] | None:
         """Parameter name → its part of the centre; None before the first round."""
         center = self.rooms.center

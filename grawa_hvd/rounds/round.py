@@ -167,6 +167,7 @@ class Plan:
         within_host: whether the members are those of one host.
         overlapped: whether training goes on before the round is finished.
         follows: whether this worker has left early, and takes part for the others' sake alone.
+        step: this worker's local steps so far.
     """
 
     members: list[int]
@@ -176,6 +177,7 @@ class Plan:
     within_host: bool = False
     overlapped: bool = False
     follows: bool = False
+    step: int = 0
 
 
 def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Averaging, state: Any, phases: Phases) -> tuple[Round, Any]:
@@ -198,7 +200,7 @@ def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Averaging, state: Any
         mixing, state = mix(observed, state)
     report = RoundReport(
         mixing.weights, mixing.scores, layout.layer_names, rows.losses[plan.members], rows.bytes, rows.distances,
-        phases.seconds, plan.within_host,
+        phases.seconds, plan.within_host, plan.step,
     )  # fmt: skip
     if plan.fragment is not None:
         report = _of_layers(report, layout.layers_of[plan.fragment])

@@ -54,10 +54,10 @@ ROUNDS_OF = {"plain": {}, "outer": {"outer_momentum": 0.6}, "overlap": {"overlap
 def test_the_centre_does_not_depend_on_how_the_model_is_cut(options: dict[str, Any]) -> None:
     """Of two ranks' numbers there is one sum, whatever lies beside them: bitwise the same."""
     whole, _, optimizer = run(groups=1, **options)
-    assert len(optimizer._worker._model.layout.buckets) == 1
+    assert len(optimizer._worker.member.model.layout.buckets) == 1
     for groups in CUTS.values():
         cut, _, optimizer = run(groups=groups, **options)
-        assert len(optimizer._worker._model.layout.buckets) > 2
+        assert len(optimizer._worker.member.model.layout.buckets) > 2
         assert same(whole, cut)
         assert equal_on_all_ranks(cut)
 
@@ -69,7 +69,7 @@ def test_buckets_by_size_hold_all_parameters_once_in_order(
     whole, reports, _ = run(**options)
     monkeypatch.setattr(grawa_hvd.model.cut, "BUCKET_BYTES", 700)
     cut, told, optimizer = run(**options)
-    buckets = optimizer._worker._model.layout.buckets
+    buckets = optimizer._worker.member.model.layout.buckets
     assert len(buckets) > 2
     assert [index for bucket in buckets for index in bucket.members] == list(range(8))
     assert same(whole, cut)

@@ -109,7 +109,7 @@ def center_errors(compression: Any, moves: Tensor, pull: float, feedback: bool) 
     model = nn.ParameterList([torch.zeros(moves.shape[2], dtype=torch.float64)])
 
     def after_round(report: Any) -> None:
-        for residual in [] if feedback else optimizer._worker._model.rooms.exchange._residuals.buffers:
+        for residual in [] if feedback else optimizer._worker.member.model.rooms.exchange._residuals.buffers:
             residual.zero_()
 
     optimizer = wrap(

@@ -49,7 +49,7 @@ class Run:
     @property
     def started(self) -> int:
         """Rounds, those under way and those within hosts included."""
-        return int(self.optimizer._worker.rounds) + sum(report.within_host for report in self.reports)
+        return int(self.optimizer._worker.member.rounds) + sum(report.within_host for report in self.reports)
 
     def step(self) -> tuple[list[str], list[str]]:
         """One training step; what made the host wait, the report of a loss included."""

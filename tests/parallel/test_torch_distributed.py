@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import peers
@@ -10,6 +11,8 @@ import torch
 import torch.distributed as dist
 from models import across, copies, equal_on_all_ranks, errors, from_all, mlp, same, sgd, train, wrap
 from torch.distributed.device_mesh import init_device_mesh
+
+import grawa_hvd
 
 pytestmark = [pytest.mark.torch_distributed, pytest.mark.ranks(min=2)]
 
@@ -120,3 +123,26 @@ def test_hosts_of_a_group_that_has_not_all_ranks_are_refused(members: list[int],
 
 def within_host_alone(group: Any) -> None:
     wrap(mlp(), period=4, local_period=2, process_group=group)
+
+
+@pytest.mark.ranks(4)
+def test_hosts_of_a_group_with_an_order_of_its_own_weigh_each_worker_by_its_own_row(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """torch sorts the ranks of the groups that are made for the hosts. Weights are inverse to gradients 1 + r."""
+    monkeypatch.setenv("GROUP_RANK", str(rank // 2))
+    group = dist.new_group([3, 2, 1, 0], sort_ranks=False, timeout=peers.TORCH_TIMEOUT)
+    parameter = torch.nn.Parameter(torch.tensor([float(rank)]))
+    optimizer = grawa_hvd.DistributedGrawaOptimizer(
+        torch.optim.SGD([parameter], lr=0.0), [("x", parameter)], process_group=group, period=4, local_period=1,
+        pull=1.0, proximity=0.0,
+    )  # fmt: skip
+    parameter.grad = torch.tensor([1.0 + rank])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the initial parameters")
+        optimizer.step()
+    pair = [0, 1] if rank < 2 else [2, 3]
+    weights = [1 / (1 + r) for r in pair]
+    expected = sum(w * r for w, r in zip(weights, pair, strict=True)) / sum(weights)
+    # A handful of float32 roundings of numbers up to 3.
+    assert from_all(abs(parameter.item() - expected) < 8 * 3 * 2.0**-24) == [True] * 4

@@ -227,3 +227,18 @@ def test_a_period_that_is_a_function_makes_cycles_of_the_lengths_that_it_says() 
 
     # Cycles of 1, 2, 3, … steps: when a cycle begins, the round that ends the one before has not been counted yet.
     assert run_workers(2, work) == [[1, 2, 4, 7, 11]] * 2
+
+
+def test_reports_tell_the_step_at_which_a_round_began_in_the_warm_up_too() -> None:
+    def work(transport: LocalTransport) -> list[int]:
+        model, rounds = nn.ParameterList([torch.zeros(2)]), []
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=LR), model.named_parameters(), process_group=transport,
+            period=4, overlap=3, warmup_steps=2, on_round=lambda report: rounds.append(report.step),
+        )  # fmt: skip
+        for _ in range(13):
+            model[0].grad = torch.ones(2)
+            optimizer.step()
+        return rounds
+
+    assert run_workers(2, work) == [[1, 2, 6, 10]] * 2

@@ -70,10 +70,10 @@ def test_a_local_step_never_waits_and_a_round_once(options: dict[str, Any], kind
         optimizer.zero_grad()
         loss = model(torch.ones(3, 4, device="cuda")).square().mean()
         loss.backward()
-        before = optimizer._worker.rounds
+        before = optimizer._worker.member.rounds
         with waits() as found:
             optimizer.report(loss=loss, accuracy=loss.sigmoid(), samples=3)
             optimizer.step()
         if step > 0:  # at the first step workers meet, and torch makes the optimizer's state
-            assert len(found) == optimizer._worker.rounds - before
+            assert len(found) == optimizer._worker.member.rounds - before
     assert optimizer.rounds >= 3

@@ -1,0 +1,94 @@
+"""Which round begins, once rows have been exchanged: of all workers, of a host's, or one that warms training up."""
+
+from __future__ import annotations
+
+from grawa_hvd.averaging.uniform import Uniform
+from grawa_hvd.errors import AllWorkersDivergedError
+from grawa_hvd.report import Phases
+from grawa_hvd.rounds.beside import EqualAverage
+from grawa_hvd.rounds.hosts import HostGroup, within_host
+from grawa_hvd.rounds.member import Member
+from grawa_hvd.rounds.round import Plan, Round, start_round
+from grawa_hvd.rounds.rows import Rows
+from grawa_hvd.rounds.schedule import Due
+from grawa_hvd.settings import Settings
+from grawa_hvd.transport.wire import Wire
+
+
+class Starter:
+    """Begins the rounds of one worker.
+
+    Args:
+        member: the worker among the others.
+        settings: what the user asked for.
+    """
+
+    def __init__(self, member: Member, settings: Settings) -> None:
+        self._member, self._settings, self._mix = member, settings, settings.recipe.mix
+        self._host: HostGroup | None = None
+
+    def start(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
+        """Begin the round that is due; a collective of those who take part.
+
+        Args:
+            rows: of all workers; due: what is due; phases: the round's clock.
+            follows: whether this worker has left early, and takes part for the others' sake alone.
+
+        Returns:
+            The round; None if it cannot take place: a host's, without all of the host's workers.
+        """
+        if due.within_host:
+            return self._within_host(rows, phases)
+        plan = Plan(
+            list(range(rows.size)), self._member.wire.transport.rank, self._mix.needs, due.fragment,
+            overlapped=self._settings.overlaps(due) and not follows, follows=follows, step=self._member.steps,
+        )  # fmt: skip
+        if due.warm_up:
+            rooms = self._member.model.plain_rooms("warm-up", self._member.wire, 1.0)
+            round_ = start_round(rooms, rows, plan, Uniform(), (), phases)[0]
+        else:
+            round_ = self._of_all(rows, plan, phases)
+        if due.fragment in (None, self._settings.fragments - 1):
+            self._start_beside(round_, rows, follows)
+        return round_
+
+    def _of_all(self, rows: Rows, plan: Plan, phases: Phases) -> Round:
+        member = self._member
+        if member.memory is None:
+            member.memory = self._mix.init(rows.size, len(member.model.layout.layer_names))
+        try:
+            round_, member.memory = start_round(member.model.rooms, rows, plan, self._mix, member.memory, phases)
+        except AllWorkersDivergedError:
+            member.model.estimate.restart()  # for a user who puts back good parameters and goes on
+            raise
+        return round_
+
+    def _within_host(self, rows: Rows, phases: Phases) -> Round | None:
+        group, member = self._host_of(rows), self._member
+        if group is None:
+            return None
+        rooms = member.model.plain_rooms("host", Wire(group.transport), self._settings.pull)
+        own = group.workers.index(member.wire.transport.rank)
+        plan = Plan(group.workers, own, self._mix.needs, within_host=True, step=member.steps)
+        return start_round(rooms, rows, plan, self._mix, member.memory, phases)[0]
+
+    def _host_of(self, rows: Rows) -> HostGroup | None:
+        """This host's workers, if there are several, all of them have come, and any has not diverged."""
+        if self._host is None:
+            if len(rows.header) < rows.size:  # who is where, all workers must tell each other
+                return None
+            self._host = within_host(self._member.wire.transport)
+        workers = self._host.workers
+        complete = len(workers) > 1 and set(workers) <= set(rows.header)
+        return self._host if complete and rows.usable[workers].any() else None
+
+    def _start_beside(self, round_: Round, rows: Rows, follows: bool) -> None:
+        """Send what takes part with equal weights: buffers, and the optimizer's state."""
+        buffers, state, wire = self._settings.buffers, self._member.optimizer_state(), self._member.wire
+        weight = 1 / int(rows.usable.sum()) if rows.usable[wire.transport.rank] else 0.0
+        if buffers.tensors:
+            average = EqualAverage(buffers.tensors, buffers.variances, weight, wire, "buffers", not follows)
+            round_.beside.append(average)
+        if state:
+            average = EqualAverage([*state.values()], {}, weight, wire, "state", not follows)
+            round_.beside.append(average)
