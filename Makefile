@@ -60,7 +60,7 @@ cost-model: ## fit the cost model to the results of bench-cluster and bench-roun
 	@$(SETUP) examples
 	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
 
-readme: ## put the tables of the committed results into README.md
+readme: ## put the tables of the committed results into README.md and docs/
 	@$(SETUP) examples
 	$(BIN)/python -m benchmarks.readme $(ARGS)
 
