@@ -44,8 +44,8 @@ __all__ = [
     "tensorboard",
 ]
 
-# Loaded when it is asked for: the optimizer needs Horovod, and `grawa_hvd.ops` does not. What needs the kernels raises
-# here where they cannot be loaded, and not before: `python -m grawa_hvd` has advice then.
+# Loaded when they are asked for: what needs the kernels raises here where they cannot be loaded, and not before, for
+# `python -m grawa_hvd` has advice then.
 _MODULE_OF = {
     "DistributedGrawaOptimizer": "optimizer",
     "FreshScores": "scores",

@@ -62,9 +62,9 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     Args:
         optimizer: any torch.optim.Optimizer.
         named_parameters: names of the parameters, usually `model.named_parameters()`; they order the layers.
-        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`; not bfloat16.
+        compression: what the model is turned into while it travels, e.g. `hvd.Compression.fp16`; see `Compression`.
         backward_passes_per_step: backward passes whose local sum one step consumes, at least 1.
-        op: `hvd.Average`; others have no meaning for models.
+        op: `hvd.Average`, or torch's `ReduceOp.AVG`; others have no meaning for models.
         gradient_predivide_factor: 1.0; gradients are not reduced.
         num_groups: old name of `groups`.
         groups: the messages of a round: how many, or lists of parameters that travel together.
@@ -91,7 +91,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         fragments: F; the layers in F parts of like size, each with a round of its own every `period` steps, staggered:
             1/F of the bytes at a time. From 1 to the period and the number of layers.
         local_period: τ_l; the ranks of one host average among themselves every so many steps too, by the same policy.
-            Below the period; None for never. Needs `hvd.init(process_sets="dynamic")`; every rank wraps its optimizer.
+            Below the period; None for never. Every rank wraps its optimizer. Horovod needs
+            `hvd.init(process_sets="dynamic")` for it, torch.distributed all of its processes in one group.
         on_round: called on every rank with the report of each completed round.
         fused: let one kernel make the whole local step where the wrapped optimizer is exactly torch.optim.SGD or AdamW
             and its settings allow it: the same update to rounding, with its state in torch's own format.

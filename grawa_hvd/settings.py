@@ -103,8 +103,7 @@ class Settings:
         chosen = {name: factory for name, factory in given.items() if factory is not None}
         if len(chosen) > 1:
             raise ValueError(f"only one of these can move the centre, but there are {' and '.join(chosen)}")
-        if self.outer_optimizer is not None:
-            _check_factory(self.outer_optimizer)
+        self._outer_text = None if self.outer_optimizer is None else _checked_outer(self.outer_optimizer)
         return next(iter(chosen.values()), None)
 
     @property
@@ -126,12 +125,13 @@ class Settings:
         assert isinstance(self.averaging, Averaging)
         values["averaging"] = self.averaging.describe()
         values["scores"] = f"{type(self.source).__name__}(decay={self.source.decay})"
-        values["outer_optimizer"] = self.outer_optimizer and _outer_described(self.outer_optimizer)
+        values["outer_optimizer"] = self._outer_text
         lines = [f"{name}={value if isinstance(value, str) else described(value)}" for name, value in values.items()]
         return [*lines, *self.buffers.describe()]
 
 
-def _check_factory(factory: Any) -> None:
+def _checked_outer(factory: Any) -> str:
+    """What ranks compare of an outer optimizer, once the user's function has made one."""
     try:
         made = factory([torch.nn.Parameter(torch.zeros(1))])
     except Exception as error:
@@ -143,10 +143,6 @@ def _check_factory(factory: Any) -> None:
             "outer_optimizer must be a function of parameters that returns a torch.optim.Optimizer, but returned "
             f"{made!r}"
         )
-
-
-def _outer_described(factory: Callable[..., torch.optim.Optimizer]) -> str:
-    made = factory([torch.nn.Parameter(torch.zeros(1))])
     return f"{type(made).__name__}({described(made.defaults)})"
 
 

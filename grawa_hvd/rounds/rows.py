@@ -155,6 +155,10 @@ class Rows:
         """Ranks that have come to take their place in the run."""
         return self.came_for(Reason.ARRIVAL)
 
+    @property
+    def _under_way(self) -> list[int]:
+        return [rank for rank, header in self.header.items() if header.reason != Reason.ARRIVAL]
+
     def came_for(self, reason: Reason) -> list[int]:
         """Ranks that have come for something."""
         return [rank for rank, header in self.header.items() if header.reason == reason]
@@ -162,22 +166,18 @@ class Rows:
     @property
     def leader(self) -> int:
         """The rank whose place those who arrive take: the furthest of those already under way, if there are any."""
-        arriving = self.arriving
-        under_way = [rank for rank in self.header if rank not in arriving] or self.present
-        return max(under_way, key=lambda rank: (self.header[rank].steps, -rank))
+        return max(self._under_way or self.present, key=lambda rank: (self.header[rank].steps, -rank))
 
     @property
     def witness(self) -> int:
         """The rank that has taken part in the last round of those under way."""
-        arriving = self.arriving
-        under_way = [rank for rank in self.header if rank not in arriving] or self.present
-        return max(under_way, key=lambda rank: (self.header[rank].rounds, -rank))
+        return max(self._under_way or self.present, key=lambda rank: (self.header[rank].rounds, -rank))
 
     @property
     def behind(self) -> list[int]:
         """Ranks that missed rounds of the others, as those that had joined: their centre is an old one."""
         rounds = self.header[self.witness].rounds
-        return [rank for rank in self.header if rank not in self.arriving and self.header[rank].rounds < rounds]
+        return [rank for rank in self._under_way if self.header[rank].rounds < rounds]
 
     @property
     def radius(self) -> float:

@@ -31,6 +31,10 @@ class _Cast:
         return tensor.to(context)
 
 
+def _is_cast(compression: Any) -> bool:
+    return isinstance(compression, type) and issubclass(compression, _Cast)
+
+
 class Uncompressed:
     """Everything travels as it is."""
 
@@ -109,8 +113,7 @@ class Sum:
         """Let the buffer hold the sum."""
         self.work.wait()
         # Copying casts too, without another buffer.
-        is_cast = isinstance(self.compression, type) and issubclass(self.compression, _Cast)
-        result = self.wire if is_cast else self.compression.decompress(self.wire, self.context)
+        result = self.wire if _is_cast(self.compression) else self.compression.decompress(self.wire, self.context)
         if result.data_ptr() != self.buffer.data_ptr():
             self.buffer.copy_(result)
         if self.inverse_scale != 1.0:
@@ -141,8 +144,7 @@ class Wire:
         # By identity: a compressor need not be hashable.
         ours = [own for theirs, own in transport.equivalents.items() if theirs is compression]
         self._compression = ours[0] if ours else compression
-        is_cast = isinstance(self._compression, type) and issubclass(self._compression, _Cast)
-        self.small: torch.dtype | None = self._compression.dtype if is_cast else None
+        self.small: torch.dtype | None = self._compression.dtype if _is_cast(self._compression) else None
         if self.small is not None and self.small not in transport.dtypes:
             raise ValueError(
                 "compression must be Compression.none, Compression.fp16 or a compressor of Horovod's kind, but is "

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
+from grawa_hvd import averaging as policies
 from grawa_hvd.averaging import (
     GRAWA,
     LGRAWA,
@@ -190,3 +191,13 @@ def test_policies_go_by_name_or_as_objects() -> None:
 def test_a_policy_without_scores_says_so() -> None:
     with pytest.raises(TypeError, match=r"Averaging must override scores\(\)"):
         Averaging().scores(observed([[1.0]]))
+
+
+def test_a_policy_of_a_file_of_its_own_has_a_name_and_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file and its test are all that a built-in policy needs."""
+    assert {"grawa": GRAWA, "mgrawa": MGRAWA, "lgrawa": LGRAWA, "uniform": Uniform} == policies.POLICIES
+    monkeypatch.setitem(policies.POLICIES, "byloss", ByLoss)
+    assert policies.ByLoss is ByLoss
+    assert isinstance(policy("byloss"), ByLoss)
+    with pytest.raises(AttributeError, match="has no attribute 'Mean'"):
+        policies.Mean  # noqa: B018

@@ -15,6 +15,9 @@ def test_a_figure_changed_by_hand_is_found_and_a_table_without_marks_refused() -
     text = (readme.ROOT / "docs/performance.md").read_text()
     table = readme.steps()
     assert table in text
-    assert readme.filled("docs/performance.md", text.replace(table, table.replace("ResNet-20 | 0", "ResNet-20 | 9"))) == text
+    assert (
+        readme.filled("docs/performance.md", text.replace(table, table.replace("ResNet-20 | 0", "ResNet-20 | 9")))
+        == text
+    )
     with pytest.raises(ValueError, match="STEP"):
         readme.filled("docs/performance.md", text.replace("<!-- STEP -->", ""))

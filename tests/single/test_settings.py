@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+import torch
 
 from grawa_hvd.settings import Settings
 
@@ -31,6 +33,8 @@ GOOD: dict[str, Any] = {
         ("layers", "model", '"parameter" or "module"'),
         ("averaging", "mean", "one of"),
         ("scores", 3, '"local", a callable'),
+        ("warmup_steps", -1, "an integer of at least 0"),
+        ("optimizer_state", "sum", '"keep", "average" or "reset"'),
     ],
 )
 def test_a_bad_argument_is_named(name: str, value: object, allowed: str) -> None:
@@ -46,3 +50,26 @@ def test_ranks_compare_everything_but_their_own_tensors_and_functions() -> None:
     assert "period=32" in lines
     assert "scores=FreshScores(decay=0.43)" in lines
     assert not any(" at 0x" in line or line.startswith("groups") for line in lines)
+
+
+def diloco(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.7, momentum=0.9, nesterov=True)
+
+
+def test_an_outer_optimizer_is_compared_by_its_class_and_settings() -> None:
+    (line,) = [line for line in Settings(outer_optimizer=diloco).describe() if line.startswith("outer_optimizer")]
+    assert line.startswith("outer_optimizer=SGD(") and "'lr': 0.7" in line and "'nesterov': True" in line
+    assert line in Settings(outer_optimizer=functools.partial(diloco)).describe()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"outer_optimizer": lambda parameters: 3}, "returned 3"),
+        ({"outer_optimizer": 3}, "raised TypeError"),
+        ({"outer_optimizer": diloco, "outer_momentum": 0.5}, "outer_optimizer and outer_momentum"),
+    ],
+)
+def test_an_outer_optimizer_that_is_none_or_one_too_many_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Settings(**options)
