@@ -12,7 +12,7 @@ from devices import DEVICES, DTYPES, values
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grawa_hvd import amp
+from grawa_hvd.step import amp
 
 SCALE = 2.0**16
 
