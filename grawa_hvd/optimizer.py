@@ -52,6 +52,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     on_round: Callable[[RoundReport], None] | None = None,
     fused: bool = True,
     optimizer_state: str = "keep",
+    optimizer_state_period: int = 1,
     buffers: Any = "keep",
 ) -> GrawaOptimizer:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
@@ -98,6 +99,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
             and its settings allow it: the same update to rounding, with its state in torch's own format.
         optimizer_state: "keep" leaves momentum and the like each worker's own. With "average" a round sets them to
             their mean over the workers (not with `overlap`). With "reset" a round makes them anew.
+        optimizer_state_period: so every how many rounds of the whole model, at least 1; warm-up steps average every
+            time and reset never.
         buffers: "keep" leaves them each worker's own. Given the model, or `model.named_buffers()`, a round sets the
             floating-point ones to their mean over the workers, and running variances to the pooled one. So does
             `consensus()` inside its block.
@@ -125,7 +128,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     passes = checked_passes(backward_passes_per_step)
     settings = Settings(
         averaging, period, pull, proximity, outer_momentum, outer_optimizer, scores, layers, groups, overlap, fragments,
-        local_period, warmup_steps, optimizer_state, buffers,
+        local_period, warmup_steps, optimizer_state, optimizer_state_period, buffers,
     )  # fmt: skip
     if on_round is not None and not callable(on_round):
         raise ValueError(f"on_round must be callable, but is {on_round!r}")

@@ -119,12 +119,10 @@ class Reported:
         pairs = {name: (sum(kept), len(kept)) if isinstance(kept, list) else kept for name, kept in state.items()}
         self._sums = {name: RunningSum(*pairs[name]) for name in self._sums}
 
-    def row(self, device: torch.device) -> Tensor:
-        """Mean loss, mean accuracy, samples, float64 [3], on a device; NaN where nothing was reported."""
+    def means(self) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+        """Mean loss, mean accuracy, samples, each where it was reported; NaN where nothing was."""
         loss, accuracy, samples = self._sums.values()
-        means = [sum_.total / sum_.count if sum_.count else math.nan for sum_ in (loss, accuracy)]
-        numbers = [*means, samples.total if samples.count else math.nan]
-        return torch.stack([_on(device, number) for number in numbers])
+        return loss.mean, accuracy.mean, samples.total if samples.count else math.nan
 
 
 @dataclass
@@ -133,6 +131,11 @@ class RunningSum:
 
     total: float | Tensor = 0.0
     count: int = 0
+
+    @property
+    def mean(self) -> float | Tensor:
+        """The mean; NaN of no numbers."""
+        return self.total / self.count if self.count else math.nan
 
     def add(self, value: float | Tensor) -> None:
         """Take in a number, or a tensor of no dimension."""

@@ -46,6 +46,7 @@ class Settings:
     local_period: int | None = None
     warmup_steps: int = 0
     optimizer_state: str = "keep"
+    optimizer_state_period: int = 1
     buffers: Any = "keep"
     recipe: Recipe = field(init=False)
     source: Scores = field(init=False)
@@ -72,6 +73,7 @@ class Settings:
             raise ValueError(
                 'optimizer_state="average" needs overlap=0: the average would undo the steps taken meanwhile'
             )
+        _check_integer("optimizer_state_period", self.optimizer_state_period, 1)
         self.buffers = self.buffers if isinstance(self.buffers, Buffers) else Buffers(self.buffers)
         self.pull, self.proximity = float(self.pull), float(self.proximity)
         self.outer_momentum = float(self.outer_momentum)

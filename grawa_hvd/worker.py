@@ -192,7 +192,7 @@ class Worker:
     def _started(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
         round_ = self._starter.start(rows, due, phases, follows)
         if round_ is not None and not due.within_host:
-            self.member.rounds = 1 + max(header.rounds for header in rows.header.values())
+            self.member.rounds = rows.rounds
         return round_
 
     def _finish(self, round_: Round) -> None:
@@ -203,7 +203,7 @@ class Worker:
             if not round_.within_host:
                 # The other fragments too: one left at NaN would soon poison this one again.
                 member.model.rooms.puller.pull_(1.0)
-        elif self._settings.optimizer_state == "reset" and not round_.within_host:
+        elif round_.resets_state:
             member.wrapped.reset_state()
         if not round_.within_host:
             member.distance, self.last_round = distance, report

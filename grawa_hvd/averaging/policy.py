@@ -57,7 +57,17 @@ class Observed:
 
     def of(self, workers: list[int]) -> Observed:
         """The same of some workers alone, in that order."""
+        if workers == list(range(len(self.usable))):
+            return self
         return Observed(*(values[workers] for values in vars(self).values()))
+
+    def without(self, left_out: Tensor) -> Observed:
+        """The same with NaN in the rows of some workers, bool, [M]."""
+        usable, *values = vars(self).values()
+        masks = [left_out[:, None] if value.dim() > 1 else left_out for value in values]
+        return Observed(
+            usable, *[value.masked_fill(mask, torch.nan) for value, mask in zip(values, masks, strict=True)]
+        )
 
 
 class Mixing(NamedTuple):
@@ -158,7 +168,9 @@ class Averaging:
         if not usable.any():
             raise AllWorkersDivergedError.of(len(usable))
         name = type(self).__name__
-        scores = _checked(self.scores(observed), f"{name}.scores", shape).masked_fill(~usable[:, None], torch.nan)
+        scores = _checked(self.scores(observed), f"{name}.scores", shape)
+        if not usable.all():
+            scores = scores.masked_fill(~usable[:, None], torch.nan)
         if scores.isfinite().all(dim=1).any():
             return Mixing(_checked(self.weights(scores), f"{name}.weights", shape), scores), state
         warnings.warn(

@@ -172,7 +172,7 @@ class Member:
             header = header._replace(state=digest(state))
         if model.layout.refusal is not None or reason is Reason.NOTHING:
             columns = no_columns(model, needs)
-            return Row(header, Measured.nothing(columns.device), columns)
+            return Row(header, Measured(), columns)
         measurement = Measurement(model, self.wire.small is not None or Column.DISPLACEMENTS in needs)
         if reason is Reason.ARRIVAL:
             header = header._replace(start=measurement.digest())

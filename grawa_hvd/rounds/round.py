@@ -52,6 +52,7 @@ class Round:
 
     Attributes:
         beside: what takes part with equal weights.
+        resets_state: whether the optimizer's state is to be made anew after the round.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Round:
         self.diverged, self.within_host = diverged, report.within_host
         self._incoming: list[Incoming] = []
         self.beside: list[EqualAverage] = []
+        self.resets_state = False
         self._snapshot: Snapshot | None = None
         layout = rooms.layout
         self._distances = torch.zeros(len(layout.parameters), dtype=torch.float64, device=layout.device)

@@ -49,7 +49,7 @@ class Starter:
         else:
             round_ = self._of_all(rows, plan, phases)
         if due.fragment in (None, self._settings.fragments - 1):
-            self._start_beside(round_, rows, follows)
+            self._start_beside(round_, rows, due, follows)
         return round_
 
     def _of_all(self, rows: Rows, plan: Plan, phases: Phases) -> Round:
@@ -82,9 +82,15 @@ class Starter:
         complete = len(workers) > 1 and set(workers) <= set(rows.header)
         return self._host if complete and rows.usable[workers].any() else None
 
-    def _start_beside(self, round_: Round, rows: Rows, follows: bool) -> None:
-        """Send what takes part with equal weights: buffers, and the optimizer's state."""
-        buffers, state, wire = self._settings.buffers, self._member.optimizer_state(), self._member.wire
+    def _start_beside(self, round_: Round, rows: Rows, due: Due, follows: bool) -> None:
+        """Send what takes part with equal weights: buffers, and, every so many rounds, the optimizer's state."""
+        settings, wire, buffers = self._settings, self._member.wire, self._settings.buffers
+        number = rows.rounds // settings.fragments
+        is_states_turn = due.warm_up or number % settings.optimizer_state_period == 0
+        state = self._member.optimizer_state() if is_states_turn else {}
+        round_.resets_state = is_states_turn and settings.optimizer_state == "reset" and not due.warm_up
+        if not (buffers.tensors or state):
+            return
         weight = 1 / int(rows.usable.sum()) if rows.usable[wire.transport.rank] else 0.0
         if buffers.tensors:
             average = EqualAverage(buffers.tensors, buffers.variances, weight, wire, "buffers", not follows)
