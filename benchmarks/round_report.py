@@ -141,7 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--plot", type=Path, help="write the picture there")
     options = parser.parse_args(arguments)
-    runs = [run for path in options.runs for run in json.loads(path.read_text())["runs"]]
+    there = [path for path in options.runs if path.exists()]  # a launch that failed has written nothing
+    runs = [run for path in there for run in json.loads(path.read_text())["runs"]]
     cells = [cell for run in runs for cell in run["cells"]]
     print(*verdicts(cells), sep="\n")
     if options.json is not None:
