@@ -35,10 +35,13 @@ class Starter:
             follows: whether this worker has left early, and takes part for the others' sake alone.
 
         Returns:
-            The round; None if it cannot take place: a host's, without all of the host's workers.
+            The round; None if there is none: a host's without all of the host's workers, or one asked for where no
+            worker has moved since the last (of fragments, some have had theirs before that).
         """
         if due.within_host:
             return self._within_host(rows, phases)
+        if due.now and self._settings.fragments == 1 and not rows.has_moved:
+            return None
         plan = Plan(
             list(range(rows.size)), self._member.wire.transport.rank, self._mix.needs, due.fragment,
             overlapped=self._settings.overlaps(due) and not follows, follows=follows, step=self._member.steps,
