@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 with suppress(ImportError):  # of kernels that were built for another torch: `python -m grawa_hvd` says so
     from grawa_hvd import ops, scores
-    from grawa_hvd.scores import FreshScores, LocalScores
+    from grawa_hvd.scores import FreshScores, HeldOutScores, LocalScores
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "DistributedGrawaOptimizer",
     "FreshScores",
     "GrawaOptimizer",
+    "HeldOutScores",
     "LocalScores",
     "Observed",
     "RanksOutOfStepError",
@@ -54,6 +55,7 @@ __all__ = [
 _MODULE_OF = {
     "DistributedGrawaOptimizer": "optimizer",
     "FreshScores": "scores",
+    "HeldOutScores": "scores",
     "LocalScores": "scores",
     "ops": "ops",
     "scores": "scores",

@@ -13,13 +13,14 @@ from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.consensus import mean_of_workers
+from grawa_hvd.rounds.held_out import check_losses, try_out
 from grawa_hvd.rounds.member import Member, Wrapped
 from grawa_hvd.rounds.observe import take_fresh_gradients
 from grawa_hvd.rounds.round import Round
 from grawa_hvd.rounds.rows import Reason, Rows
 from grawa_hvd.rounds.schedule import Due
 from grawa_hvd.rounds.start import Starter
-from grawa_hvd.scores import FreshScores, LocalScores
+from grawa_hvd.scores import FreshScores, HeldOutScores, LocalScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.step.fused import FusedStep
 from grawa_hvd.transport.wire import Wire
@@ -91,7 +92,10 @@ class Worker:
         """Meet the other ranks, take a place in the run, and part in the round that they are at: that is returned."""
         self._refresh()
         self._transport.check_model(self.member.model.layout.parameters)
-        rows = self._meet(Reason.ARRIVAL)
+        failure = try_out(self._fresh, self.member) if isinstance(self._fresh, HeldOutScores) else None
+        rows = self._meet(Reason.ARRIVAL, failure=failure)
+        if isinstance(self._fresh, HeldOutScores):
+            check_losses(rows, self._transport)
         self._arrived = True
         if not rows.came_for(Reason.ROUND, Reason.ROUND_NOW):
             return None

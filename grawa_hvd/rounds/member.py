@@ -50,6 +50,7 @@ class Member:
         memory: what the policy remembers; None before its first round.
         weights: β of each layer's last round, [M, L], the same on every rank; None before the first.
         reported: what the user reported since the last round.
+        trial: the loss that held-out scores had where the run starts; None elsewhere.
     """
 
     def __init__(self, wrapped: Wrapped, wire: Wire, settings: Settings) -> None:
@@ -68,6 +69,7 @@ class Member:
         self.distance: Tensor | None = None
         self.memory: Any = None
         self.weights: Tensor | None = None
+        self.trial: Reported | None = None
         self.reported.restart()
 
     @property
@@ -198,5 +200,6 @@ class Member:
         measurement = Measurement(model, self.wire.small is not None or Column.DISPLACEMENTS in needs)
         if reason is Reason.ARRIVAL:
             header = header._replace(start=measurement.digest())
-        measured = measurement.measured(self.distance, self.reported if reason.is_round else None)
+        told = self.reported if reason.is_round else self.trial if reason is Reason.ARRIVAL else None
+        measured = measurement.measured(self.distance, told)
         return Row(header, measured, measurement.columns(needs) if reason.is_round else no_columns(model, needs))

@@ -6,6 +6,7 @@ from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.report import Phases
 from grawa_hvd.rounds.beside import EqualAverage
+from grawa_hvd.rounds.concentration import Concentration
 from grawa_hvd.rounds.hosts import HostGroup, within_host
 from grawa_hvd.rounds.member import Member
 from grawa_hvd.rounds.round import Plan, Round, start_round
@@ -26,6 +27,7 @@ class Starter:
     def __init__(self, member: Member, settings: Settings) -> None:
         self._member, self._settings, self._mix = member, settings, settings.recipe.mix
         self._host: HostGroup | None = None
+        self._concentration = Concentration(settings, member.wire.transport)
 
     def start(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
         """Begin the round that is due; a collective of those who take part.
@@ -64,6 +66,7 @@ class Starter:
         except AllWorkersDivergedError:
             member.model.estimate.restart()  # for a user who puts back good parameters and goes on
             raise
+        self._concentration.watch(round_.weights, int(rows.usable.sum()))
         return round_
 
     def _within_host(self, rows: Rows, phases: Phases) -> Round | None:
