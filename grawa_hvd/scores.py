@@ -84,8 +84,8 @@ class HeldOutScores(FreshScores):
         decay: γ of the running mean over rounds, 0 (this round alone) to below 1.
 
     Raises:
-        ValueError: if `decay` is outside its range or `backward` cannot be called; and at the first step, on every rank,
-            if ranks have different losses at the same parameters.
+        ValueError: if `decay` is outside its range or `backward` cannot be called; and at the first step, on every
+            rank, if ranks have different losses at the same parameters.
     """
 
     def trial(self, parameters: list[Tensor]) -> float:

@@ -174,13 +174,13 @@ class Averaged:
         self._worker.member.reported.add(loss=loss, accuracy=accuracy, samples=samples)
 
     def round_now(self) -> None:
-        """A round now, of the whole model, after which a new cycle of `period` steps begins; as at an epoch's end.
+        """A round now, as at an epoch's end, of the whole model; a new cycle of `period` steps begins after it.
 
-        Collective: every rank calls it at the same place. It is over when it returns, also with `overlap`, and rounds
-        under way are finished first. Where no rank has made a step since the last cycle ended, nothing is done.
+        Collective: every rank calls it. Rounds under way are finished first, and this one is over when it returns.
+        Where no rank has made a step since the last cycle ended, nothing is done.
 
         Raises:
-            RanksOutOfStepError: on every rank, if some came to a round of the period, or to `consensus()`, meanwhile.
+            RanksOutOfStepError: on every rank, if some came to a round that was due, or to `consensus()`.
         """
         self._worker.round_now()
 
@@ -197,7 +197,7 @@ class Averaged:
 
         Raises:
             ValueError: if `weights` is something else; on every rank, if it differs between ranks.
-            RanksOutOfStepError: on every rank, if some came to a round meanwhile.
+            RanksOutOfStepError: on every rank, if some came to a round.
             AllWorkersDivergedError: on every rank, if no worker has finite parameters.
         """
         return self._worker.consensus(weights)

@@ -137,8 +137,8 @@ def _check_reasons(rows: Rows, transport: Transport) -> None:
     equal, last = rows.came_for(Reason.CONSENSUS), rows.came_for(Reason.LAST_CONSENSUS)
     if equal and last:
         raise ValueError(
-            f"consensus(weights=) must be the same on every rank, but is 'equal' on {transport.label(equal)} and 'last' "
-            f"on {transport.label(last)}"
+            f"consensus(weights=) must be the same on every rank, but is 'equal' on {transport.label(equal)} and "
+            f"'last' on {transport.label(last)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every policy with every option: it runs and all workers agree, or it is refused by name when the optimizer is made."""
+"""Every policy with every option: all workers agree, or it is refused by name when the optimizer is made."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_each_rank_warns_once_in_the_third_round(averaging: str) -> None:
     assert warned(4, 2, averaging=averaging) == []
     told = warned(4, 8, averaging=averaging)
     assert len(told) == 4 and len(set(told)) == 1
-    # Weights of 100 to 1 to 1 to 1: 1/Σβ² = 103²/10003 = 1.06, and 100/103 of the weight; grawa's and mgrawa's are larger.
+    # Weights of 100 (of the second layer, 200) to 1 to 1 to 1: 1/Σβ² = 103²/10003 = 1.06, or less.
     assert "as good as 1.1 of 4 workers" in told[0] or "as good as 1.0 of 4 workers" in told[0]
     assert "of the weight of the last was on rank 1." in told[0]
     for advice in ("floor=1.0", "HeldOutScores", 'averaging="uniform"'):
