@@ -176,8 +176,8 @@ class Averaged:
     def round_now(self) -> None:
         """A round now, as at an epoch's end, of the whole model; a new cycle of `period` steps begins after it.
 
-        Collective: every rank calls it. Rounds under way are finished first, and this one is over when it returns.
-        Where no rank has made a step since the last cycle ended, nothing is done.
+        Collective. Rounds under way are finished first, and this one is over when it returns. Where no rank has made a
+        step since the last cycle ended, nothing is done.
 
         Raises:
             RanksOutOfStepError: on every rank, if some came to a round that was due, or to `consensus()`.
@@ -192,8 +192,8 @@ class Averaged:
         (BatchNorm statistics) are the plain mean too, where `buffers=` was given.
 
         Args:
-            weights: "equal" for the plain mean, or "last": each layer by the weights of its last round, equal before
-                the first, after a checkpoint of another number of workers, and after the layers have changed.
+            weights: "equal", or "last": each layer by the weights of its last round; equal before the first, after a
+                checkpoint of another number of workers, and after the layers have changed.
 
         Raises:
             ValueError: if `weights` is something else; on every rank, if it differs between ranks.

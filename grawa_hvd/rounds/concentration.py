@@ -53,7 +53,7 @@ class Concentration:
         name = type(self._mix).__name__
         warnings.warn(
             f"the weights of {name} stay on few workers: in {ROUNDS} rounds running they were as good as "
-            f"{effective:.1f} of {workers} workers (1/Σβ², the mean over layers), and {share[leaders].sum():.0%} of the "
+            f"{effective:.1f} of {workers} workers (1/Σβ², mean over layers), and {share[leaders].sum():.0%} of the "
             f"weight of the last was on {self._transport.label(leaders)}. A worker whose data is easy, as with few "
             "classes, has small gradients and takes over, which costs accuracy where workers' data differ. If yours "
             f"differ, use averaging={name}(floor=1.0), scores=grawa_hvd.HeldOutScores(…) on a batch that all workers "

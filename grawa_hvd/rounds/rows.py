@@ -18,7 +18,7 @@ class Reason(IntEnum):
     """What a rank has come for; 0 stands for a rank that is absent.
 
     A rank that has left early comes for nothing, over a backend where it has to follow the others. It counts as absent.
-    ROUND is a round that is due, ROUND_NOW one that the user asks for. LAST_CONSENSUS is by the weights of the last round.
+    ROUND is due, ROUND_NOW is asked for by the user. LAST_CONSENSUS is the mean by the weights of the last round.
     """
 
     NOTHING = -1
