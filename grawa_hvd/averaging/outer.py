@@ -5,7 +5,8 @@ the mean of the workers, takes d = c − mean for a gradient, and sets every wor
 
     v ← η·v + d,   c ← c − lr·v (plain)   or   c ← c − lr·(d + η·v) (Nesterov),   x[m] ← c
 
-The `pull` of the user is not used: a worker goes all the way. `proximity` is not part of these papers: give 0.
+The `pull` of the user is for rounds within hosts alone: here a worker goes all the way. `proximity` is not part of these
+papers: give 0.
 """
 
 from __future__ import annotations
