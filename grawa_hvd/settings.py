@@ -114,8 +114,8 @@ class Settings:
         return self.outer_optimizer is not None or self.recipe.starts_at == "first step"
 
     def overlaps(self, due: Due) -> bool:
-        """Whether training goes on before a round is finished: not while it warms up, nor within a host."""
-        return self.overlap > 0 and not (due.within_host or due.warm_up)
+        """Whether training goes on before a round is finished: not while it warms up, within a host or now."""
+        return self.overlap > 0 and not (due.within_host or due.warm_up or due.now)
 
     def describe(self) -> list[str]:
         """A line each: what ranks must agree on."""

@@ -51,6 +51,7 @@ class Round:
         diverged: whether this worker has nothing worth keeping: it becomes the centre.
 
     Attributes:
+        weights: of the workers, β, one column a layer that is averaged.
         beside: what takes part with equal weights.
         resets_state: whether the optimizer's state is to be made anew after the round.
     """
@@ -65,7 +66,7 @@ class Round:
     ) -> None:
         self._rooms, self._report, self._phases = rooms, report, phases
         self._strength = 1.0 if diverged else strength
-        self.diverged, self.within_host = diverged, report.within_host
+        self.diverged, self.within_host, self.weights = diverged, report.within_host, report.weights
         self._incoming: list[Incoming] = []
         self.beside: list[EqualAverage] = []
         self.resets_state = False

@@ -18,12 +18,20 @@ class Reason(IntEnum):
     """What a rank has come for; 0 stands for a rank that is absent.
 
     A rank that has left early comes for nothing, over a backend where it has to follow the others. It counts as absent.
+    ROUND is due, ROUND_NOW is asked for by the user. LAST_CONSENSUS is the mean by the weights of the last round.
     """
 
     NOTHING = -1
     ARRIVAL = 1
     ROUND = 2
     CONSENSUS = 3
+    ROUND_NOW = 4
+    LAST_CONSENSUS = 5
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the rank has come to average."""
+        return self in (Reason.ROUND, Reason.ROUND_NOW)
 
 
 class Progress(NamedTuple):
@@ -163,9 +171,14 @@ class Rows:
     def _under_way(self) -> list[int]:
         return [rank for rank, header in self.header.items() if header.reason != Reason.ARRIVAL]
 
-    def came_for(self, reason: Reason) -> list[int]:
-        """Ranks that have come for something."""
-        return [rank for rank, header in self.header.items() if header.reason == reason]
+    def came_for(self, *reasons: Reason) -> list[int]:
+        """Ranks that have come for one of some things."""
+        return [rank for rank, header in self.header.items() if header.reason in reasons]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any of those under way has made a step since the last cycle ended."""
+        return any(self.header[rank].since_round for rank in self._under_way)
 
     @property
     def leader(self) -> int:

@@ -6,6 +6,7 @@ from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.report import Phases
 from grawa_hvd.rounds.beside import EqualAverage
+from grawa_hvd.rounds.concentration import Concentration
 from grawa_hvd.rounds.hosts import HostGroup, within_host
 from grawa_hvd.rounds.member import Member
 from grawa_hvd.rounds.round import Plan, Round, start_round
@@ -26,6 +27,7 @@ class Starter:
     def __init__(self, member: Member, settings: Settings) -> None:
         self._member, self._settings, self._mix = member, settings, settings.recipe.mix
         self._host: HostGroup | None = None
+        self._concentration = Concentration(settings, member.wire.transport)
 
     def start(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
         """Begin the round that is due; a collective of those who take part.
@@ -35,10 +37,13 @@ class Starter:
             follows: whether this worker has left early, and takes part for the others' sake alone.
 
         Returns:
-            The round; None if it cannot take place: a host's, without all of the host's workers.
+            The round; None if there is none: a host's without all of the host's workers, or one asked for where no
+            worker has moved since the last (of fragments, some have had theirs before that).
         """
         if due.within_host:
             return self._within_host(rows, phases)
+        if due.now and self._settings.fragments == 1 and not rows.has_moved:
+            return None
         plan = Plan(
             list(range(rows.size)), self._member.wire.transport.rank, self._mix.needs, due.fragment,
             overlapped=self._settings.overlaps(due) and not follows, follows=follows, step=self._member.steps,
@@ -61,6 +66,7 @@ class Starter:
         except AllWorkersDivergedError:
             member.model.estimate.restart()  # for a user who puts back good parameters and goes on
             raise
+        self._concentration.watch(round_.weights, int(rows.usable.sum()))
         return round_
 
     def _within_host(self, rows: Rows, phases: Phases) -> Round | None:

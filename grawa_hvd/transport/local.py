@@ -25,7 +25,7 @@ class _World:
         self.condition = threading.Condition()
         self.buffers: defaultdict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
         self.absent: set[int] = set()
-        self.groups: dict[tuple[int, ...], _World] = {}
+        self.groups: dict[tuple[str, int], _World] = {}  # by name, and by how often it was asked for before
 
 
 class LocalTransport(Transport):
@@ -78,9 +78,12 @@ class LocalTransport(Transport):
             self._world.condition.notify_all()
 
     def subgroup(self, workers: Sequence[int]) -> LocalTransport:
-        """Some of the workers."""
+        """Some of the workers; asked for again, a group of its own."""
+        name = f"group {list(workers)}"
+        key = (name, self._uses[name])
+        self._uses[name] += 1
         with self._world.condition:
-            world = self._world.groups.setdefault(tuple(workers), _World(len(workers)))
+            world = self._world.groups.setdefault(key, _World(len(workers)))
         rank = workers.index(self._rank) if self._rank in workers else -1
         return LocalTransport(world, rank, [self._names[w] for w in workers], [self._hosts[w] for w in workers])
 
