@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging
+from grawa_hvd.averaging.policy import Mix
 from grawa_hvd.model.cut import Groups
 from grawa_hvd.model.names import refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
@@ -37,7 +37,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     *,
     process_group: Any = None,
     device_mesh: Any = None,
-    averaging: str | Averaging = "lgrawa",
+    averaging: str | Mix = "lgrawa",
     period: Period = 32,
     pull: float = 0.5,
     proximity: float = 0.01,

@@ -31,6 +31,11 @@ def adopt_(rooms: Rooms, policy_state: Any, leader: int, wire: Wire) -> Any:
     return policy
 
 
+def adopt_memory(policy_state: Any, leader: int, wire: Wire, device: torch.device) -> Any:
+    """The state of the leader's policy, copied to all, where each worker has a centre of its own; a collective."""
+    return _shared(policy_state, leader, wire, device)
+
+
 def start_center_(rooms: Rooms, leader: int, wire: Wire) -> None:
     """Let the centre be the leader's parameters; a collective."""
     layout, is_leader = rooms.layout, wire.transport.rank == leader

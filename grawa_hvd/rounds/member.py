@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, Reported
-from grawa_hvd.rounds.adopt import adopt_, start_center_
+from grawa_hvd.rounds.adopt import adopt_, adopt_memory, start_center_
 from grawa_hvd.rounds.agreement import digest
 from grawa_hvd.rounds.handshake import Handshake, check
 from grawa_hvd.rounds.observe import Measurement, no_columns
@@ -119,7 +119,10 @@ class Member:
         return self._schedule.due(leader.steps, leader.since_round, leader.length)
 
     def adopt(self, rows: Rows) -> None:
-        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any."""
+        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any.
+
+        Where there is no common centre, they have none until their next round.
+        """
         place, rank, witness = rows.header[rows.leader].progress, self._transport.rank, rows.witness
         last = rows.header[witness]
         adopting = [other for other in rows.arriving if rows.header[other].progress != place]
@@ -128,7 +131,12 @@ class Member:
             self.steps, self.since_round = place.steps, place.since_round
         if rank in adopting or rank in rows.behind:
             self.rounds = last.rounds
-        if (adopting or rows.behind) and last.has_center:
+        if not self._settings.has_common_center:
+            if rank in adopting or rank in rows.behind:
+                self.model.rooms.forget()
+            if adopting or rows.behind:
+                self.memory = adopt_memory(self.memory, witness, self.wire, self.model.layout.device)
+        elif (adopting or rows.behind) and last.has_center:
             self.memory = adopt_(self.model.rooms, self.memory, witness, self.wire)
         elif adopting:
             self.model.rooms.forget()

@@ -190,12 +190,13 @@ class Rows:
         """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that is absent."""
         return self._measured.loss.masked_fill(self._absent, math.nan)
 
-    def observed(self, layers: int, needs: frozenset[Column]) -> Observed:
+    def observed(self, layers: int, needs: frozenset[Column], fragment: int = 0) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out.
 
         Args:
             layers: L.
             needs: the columns that the rows have.
+            fragment: see `Observed`.
         """
         left_out = ~self.usable
         sent = [column for column in Column if column in needs]
@@ -203,7 +204,7 @@ class Rows:
         nothing = self._columns.new_zeros(self.size, layers)
         columns = [parts.get(column, nothing).masked_fill(left_out[:, None], math.nan) for column in Column]
         reported = [values.masked_fill(left_out, math.nan) for values in self._measured[3:]]
-        return Observed(self.usable, *columns, *reported)
+        return Observed(self.usable, *columns, *reported, fragment)
 
 
 def headers(matrix: Tensor) -> dict[int, Header]:
