@@ -6,10 +6,11 @@ searches for a graph in which a mean spreads fast. Graphs are networkx's: named 
 `pip install grawa_hvd[topology]`; mixing matrices and the graphs that change need PyTorch alone.
 """
 
+from typing import Any
+
 from grawa_hvd.topology.graphs import NAMED, lattice, named, random_regular
 from grawa_hvd.topology.mixing import contraction, laplacian, metropolis, mixing_matrix, spectral_gap
 from grawa_hvd.topology.rounds import Fixed, OnePeerExponential, RandomPairs, Topology
-from grawa_hvd.topology.search import search
 
 __all__ = [
     "NAMED",
@@ -27,3 +28,12 @@ __all__ = [
     "search",
     "spectral_gap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`search` is loaded when it is asked for: it needs numpy."""
+    if name != "search":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from grawa_hvd.topology.annealing import search  # noqa: PLC0415
+
+    return search
