@@ -29,7 +29,7 @@ class Decentralized(Mix):
         ValueError: naming the argument, if either is something else.
     """
 
-    graph: Any = OnePeerExponential()
+    graph: Any = field(default_factory=OnePeerExponential)
     weights: Any = "metropolis"
     _topology: Topology = field(init=False, repr=False, compare=False)
 
@@ -75,9 +75,9 @@ class Decentralized(Mix):
 def among(matrix: Tensor, usable: Tensor) -> Tensor:
     """A mixing matrix while some workers are absent or have diverged.
 
-    Of a usable worker, what the others of its neighbors would have counts for itself: where the matrix is symmetric, the
-    mean of the usable workers stays what it is. One that is not usable gets the mean of its usable neighbors, by their
-    weights; if it has none it stays alone.
+    A usable worker keeps for itself the weights of neighbors that are not: where the matrix is symmetric, the mean of
+    the usable workers stays what it is. A worker that is not usable gets the mean of its usable neighbors, by their
+    weights; if it has none, it is left as it is.
 
     Args:
         matrix: W, [M, M], doubly stochastic, not negative off the diagonal.

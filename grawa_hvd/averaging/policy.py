@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -56,11 +56,11 @@ class Observed:
     losses: Tensor
     accuracies: Tensor
     samples: Tensor
-    fragment: int = 0
+    fragment: int = field(default=0, kw_only=True)
 
     def of(self, workers: list[int]) -> Observed:
         """The same of some workers alone, in that order."""
-        kept = {name: value[workers] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept: dict[str, Any] = {name: value[workers] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **kept)
 
 

@@ -1,4 +1,4 @@
-"""The exchange of a decentralized round: each worker sends its parameters to its neighbors, and mixes theirs with its own."""
+"""The exchange of a decentralized round: each worker sends its parameters to its neighbors, and mixes in theirs."""
 
 from __future__ import annotations
 

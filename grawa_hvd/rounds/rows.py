@@ -204,7 +204,7 @@ class Rows:
         nothing = self._columns.new_zeros(self.size, layers)
         columns = [parts.get(column, nothing).masked_fill(left_out[:, None], math.nan) for column in Column]
         reported = [values.masked_fill(left_out, math.nan) for values in self._measured[3:]]
-        return Observed(self.usable, *columns, *reported, fragment)
+        return Observed(self.usable, *columns, *reported, fragment=fragment)
 
 
 def headers(matrix: Tensor) -> dict[int, Header]:

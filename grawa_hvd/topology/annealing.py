@@ -99,7 +99,7 @@ class _Wiring:
         """(Σ_i λ_i⁸)^⅛ = ‖(W − 11ᵀ/n)⁴‖^¼ (Frobenius)."""
         squared = self._matrix @ self._matrix
         fourth = squared @ squared
-        return float(np.vdot(fourth, fourth)) ** 0.125
+        return math.sqrt(math.sqrt(np.linalg.norm(fourth)))
 
     def contraction(self) -> float:
         """ρ."""

@@ -34,14 +34,18 @@ def plot(found: Graph, graphs: Mapping[str, Graph], history: Sequence[float], fi
     )  # fmt: skip
     drawing.set_title(f"found: {size} workers, ρ = {history[-1]:.3f}")
     drawing.set_axis_off()
+    drawing.set_aspect("equal")
     climb.plot(range(1, len(history) + 1), history, color="#d1495b")
     climb.set(xscale="log", xlabel="swaps tried", ylabel="least ρ so far", title="the search")
+    degrees = {name: 2 * graph.number_of_edges() / size for name, graph in graphs.items()}
     for name, graph in graphs.items():
-        degree, rho = 2 * graph.number_of_edges() / size, contraction(metropolis(graph))
-        comparison.plot(degree, rho, "o", label=f"{name}: {rho:.3f}")
+        rho = contraction(metropolis(graph))
+        comparison.plot(degrees[name], rho, "o", label=f"{name}: {rho:.3f}")
     comparison.set(
         xscale="log", ylim=(-0.03, 1.03), xlabel="degree: models sent by a worker in a round",
         ylabel="ρ of Metropolis weights", title="contraction of a round (lower is sooner)",
     )  # fmt: skip
+    comparison.set_xticks(sorted(set(degrees.values())), labels=[f"{d:.3g}" for d in sorted(set(degrees.values()))])
+    comparison.minorticks_off()
     comparison.legend(fontsize=8)
     figure.savefig(file, dpi=120)

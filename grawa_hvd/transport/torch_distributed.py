@@ -113,7 +113,9 @@ class TorchTransport(Transport):
             wire = buffer.cuda()
         elif buffer.is_cuda and not self._sends_from_gpu:
             wire = buffer.cpu()
-        sources, targets = ([self._ranks[m] for m in peers] for peers in (links.sources[self.rank], links.targets(self.rank)))
+        sources, targets = (
+            [self._ranks[m] for m in peers] for peers in (links.sources[self.rank], links.targets(self.rank))
+        )
         return _Gathering(buffer, wire, sources, targets, self.group)
 
     def check_subgroups(self) -> None:

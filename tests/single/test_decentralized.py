@@ -118,7 +118,9 @@ def test_workers_follow_the_formula(name: str) -> None:
             np.testing.assert_allclose(found[step], wanted[step][worker], rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(center, centers[-1][worker], rtol=0, atol=TOLERANCE)
         row = rounds[STEPS // PERIOD - 1][worker]
-        np.testing.assert_allclose(report.weights.numpy(), row[:, None].repeat(len(SHAPES), 1), rtol=0, atol=4 * EPSILON)
+        np.testing.assert_allclose(
+            report.weights.numpy(), row[:, None].repeat(len(SHAPES), 1), rtol=0, atol=4 * EPSILON
+        )
 
 
 def together(options: dict[str, Any], steps: int, before_step: Any = None) -> list[Learner]:
