@@ -73,7 +73,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         process_group: torch.distributed's group instead. With neither, Horovod is used if it is initialised, else
             torch.distributed's default group.
         device_mesh: the same by a torch mesh of one dimension.
-        averaging: the policy: "lgrawa", "mgrawa", "grawa", "uniform", or an object from `grawa_hvd.averaging`.
+        averaging: the policy: "lgrawa", "mgrawa", "grawa", "uniform", "decentralized", or an object from
+            `grawa_hvd.averaging`.
         period: τ, local steps from round to round, at least 1. Or a function of a worker's progress (`steps`, `rounds`)
             that is asked when a cycle begins: what the rank says that is furthest holds for all.
         pull: λ, how far a round moves a worker toward the centre, from 0 to 1.
