@@ -121,7 +121,7 @@ class Member:
     def adopt(self, rows: Rows) -> None:
         """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any.
 
-        Where there is no common centre, they have none until their next round.
+        Where there is no common centre, each keeps its own, if it has one.
         """
         place, rank, witness = rows.header[rows.leader].progress, self._transport.rank, rows.witness
         last = rows.header[witness]
@@ -132,8 +132,6 @@ class Member:
         if rank in adopting or rank in rows.behind:
             self.rounds = last.rounds
         if not self._settings.has_common_center:
-            if rank in adopting or rank in rows.behind:
-                self.model.rooms.forget()
             if adopting or rows.behind:
                 self.memory = adopt_memory(self.memory, witness, self.wire, self.model.layout.device)
         elif (adopting or rows.behind) and last.has_center:

@@ -12,6 +12,7 @@ from grawa_hvd.model.flat import wide_type
 from grawa_hvd.model.layout import Bucket, Layout
 from grawa_hvd.rounds.center import Center
 from grawa_hvd.rounds.exchange import Incoming, Shares
+from grawa_hvd.transfer import read
 from grawa_hvd.transport.base import Gathering, Links, Transport
 
 
@@ -28,6 +29,7 @@ class Neighbors:
 
     def __init__(self, layout: Layout, center: Center, transport: Transport) -> None:
         self._layout, self._center, self._transport = layout, center, transport
+        self._layer_of = read(layout.layer_of)  # once: in a round the host must not wait for a device
 
     def sender(self, shares: Shares) -> Callable[[int], Incoming]:
         """What starts the exchange of one bucket, given its number; each call is a collective of those present."""
@@ -40,7 +42,7 @@ class Neighbors:
         if shares.own in absent:  # it follows the others, and stays what it is
             own = torch.zeros_like(own).index_fill(0, torch.tensor(shares.own), 1.0)
         weights = own[[shares.own, *sources]].expand(-1, len(self._layout.layer_names))
-        return partial(self.start, weights[:, self._layout.layer_of.cpu()], links)
+        return partial(self.start, weights[:, self._layer_of], links)
 
     def start(self, weights: Tensor, links: Links, number: int) -> Incoming:
         """Start the exchange of one bucket.

@@ -25,9 +25,9 @@ def search(
     """Find a connected graph of one degree whose Metropolis matrix W has a small contraction ρ.
 
     Each step replaces two edges a–b, c–d of a random regular graph by a–c, b–d: degrees stay as they are. What falls
-    is (Σ_i λ_i⁸)^⅛ over the eigenvalues of W but the first: close to ρ, the largest, but it sees the others too, and
-    costs two products of matrices. A swap that makes it larger is kept with a probability that falls over the steps:
-    a strict climb gets stuck (Kirkpatrick et al., Science 1983).
+    is (Σ_i λ_i⁸)^⅛ over the eigenvalues of W but the first. It is close to ρ, the largest, and costs two products of
+    matrices; a search by ρ itself gets stuck (`docs/topology.md`). A swap that makes it larger is kept with a
+    probability that falls over the steps (Kirkpatrick et al., Science 1983).
 
     Args:
         workers: at least 3.

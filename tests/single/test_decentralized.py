@@ -171,6 +171,8 @@ def test_the_mean_of_those_present_is_kept_when_one_leaves() -> None:
     for worker in (0, 1, 3, 4):
         np.testing.assert_allclose(learners[worker].flat(), x[worker], rtol=0, atol=TOLERANCE)
         assert learners[worker].optimizer.last_round.weights[2].max() == 0
+    bytes_ = [learners[worker].optimizer.last_round.bytes for worker in (0, 1, 3, 4)]
+    assert bytes_[0] == bytes_[3] == bytes_[1] + ELEMENTS * 8 == bytes_[2] + ELEMENTS * 8
 
 
 def without(matrix: Array, absent: int) -> Array:
