@@ -43,7 +43,8 @@ class RoundReport:
     """One completed round of M workers and L layers.
 
     Attributes:
-        weights: β, [M, L]; columns sum to 1.
+        weights: β, [M, L]; columns sum to 1. With neighbors (`Decentralized`) it is this worker's own row of the mixing
+            matrix: how much each worker counts in its average.
         scores: s, [M, L]; NaN in the rows of workers that were left out.
         layer_names: L names: those of the fragment where the model is averaged in fragments.
         losses: mean loss that each worker reported since the previous round, [M]; NaN where none was reported.

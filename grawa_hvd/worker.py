@@ -46,8 +46,7 @@ class Worker:
         settings: Settings,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        if settings.schedule.local_period:
-            wire.transport.check_subgroups()
+        settings.check_over(wire)
         self._transport, self._settings, self._on_round = wire.transport, settings, on_round
         needs_norms = Column.NORMS in settings.recipe.mix.needs
         self._observes = needs_norms and isinstance(settings.source, LocalScores)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from grawa_hvd.averaging.decentralized import Decentralized
 from grawa_hvd.averaging.norms import GRAWA, LGRAWA, MGRAWA, NormAveraging
 from grawa_hvd.averaging.outer import BMUF, DiLoCo, SlowMo
-from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed, Recipe
+from grawa_hvd.averaging.policy import Averaging, Column, Mix, Mixing, Observed, Recipe
 from grawa_hvd.averaging.registry import POLICIES, policy
 from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.averaging.weights import inverse_norm_weights, inverse_weights, raise_to_floor
@@ -17,7 +18,9 @@ __all__ = [
     "POLICIES",
     "Averaging",
     "Column",
+    "Decentralized",
     "DiLoCo",
+    "Mix",
     "Mixing",
     "NormAveraging",
     "Observed",

@@ -31,6 +31,11 @@ def adopt_(rooms: Rooms, kept: Any, leader: int, wire: Wire) -> Any:
     return kept
 
 
+def adopt_memory(kept: Any, leader: int, wire: Wire, device: torch.device) -> Any:
+    """What the leader has kept beside its centre, copied to all, where each has a centre of its own; a collective."""
+    return _shared(kept, leader, wire, device)
+
+
 def start_center_(rooms: Rooms, leader: int, wire: Wire) -> None:
     """Let the centre be the leader's parameters; a collective."""
     layout, is_leader = rooms.layout, wire.transport.rank == leader

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, Reported
-from grawa_hvd.rounds.adopt import adopt_, start_center_
+from grawa_hvd.rounds.adopt import adopt_, adopt_memory, start_center_
 from grawa_hvd.rounds.agreement import digest
 from grawa_hvd.rounds.handshake import Handshake, check
 from grawa_hvd.rounds.observe import Measurement, no_columns
@@ -126,7 +126,10 @@ class Member:
         return self._schedule.due(leader.steps, leader.since_round, leader.length)
 
     def adopt(self, rows: Rows) -> None:
-        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any."""
+        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any.
+
+        Where there is no common centre, each keeps its own, if it has one.
+        """
         place, rank, witness = rows.header[rows.leader].progress, self._transport.rank, rows.witness
         last = rows.header[witness]
         adopting = [other for other in rows.arriving if rows.header[other].progress != place]
@@ -135,8 +138,11 @@ class Member:
             self.steps, self.since_round = place.steps, place.since_round
         if rank in adopting or rank in rows.behind:
             self.rounds = last.rounds
-        if (adopting or rows.behind) and last.has_center:
-            kept = (self.memory, self.weights)
+        takes_over = bool(adopting or rows.behind)
+        kept = (self.memory, self.weights)
+        if takes_over and not self._settings.has_common_center:
+            self.memory, self.weights = adopt_memory(kept, witness, self.wire, self.model.layout.device)
+        elif takes_over and last.has_center:
             self.memory, self.weights = adopt_(self.model.rooms, kept, witness, self.wire)
         elif adopting:
             self.model.rooms.forget()

@@ -211,12 +211,13 @@ class Rows:
         """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that is absent."""
         return torch.tensor(self._told("loss"), dtype=torch.float64)
 
-    def observed(self, layers: int, needs: frozenset[Column]) -> Observed:
+    def observed(self, layers: int, needs: frozenset[Column], fragment: int = 0) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out.
 
         Args:
             layers: L.
             needs: the columns that the rows have.
+            fragment: see `Observed`.
         """
         sent = [column for column in Column if column in needs]
         parts = dict(zip(sent, torch.split(self._columns, max(1, layers), dim=1), strict=False))
@@ -224,7 +225,7 @@ class Rows:
             parts[column] if column in parts else self._columns.new_zeros(self.size, layers) for column in Column
         ]
         reported = [torch.tensor(self._told(name), dtype=torch.float64) for name in ("loss", "accuracy", "samples")]
-        observed = Observed(self.usable, *columns, *reported)
+        observed = Observed(self.usable, *columns, *reported, fragment=fragment)
         return observed if self.usable.all() else observed.without(~self.usable)
 
 

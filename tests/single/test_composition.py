@@ -21,9 +21,16 @@ HOSTS = ["a", "a", "b", "b"]
 # Policies that cannot be made without arguments: name → how they are made.
 MADE: dict[str, Callable[[], Any]] = {}
 REFUSED = {  # cells that have no meaning: (policy, option) → what the ValueError says
-    (policy, option): "only one of these can move the centre"
-    for policy in ("diloco", "slowmo", "bmuf")
-    for option in ("outer_momentum", "outer_optimizer")
+    **{
+        (policy, option): "only one of these can move the centre"
+        for policy in ("diloco", "slowmo", "bmuf")
+        for option in ("outer_momentum", "outer_optimizer")
+    },
+    **{
+        ("decentralized", option): "there is no centre of all"
+        for option in ("outer_momentum", "outer_optimizer", "local_period")
+    },
+    ("decentralized", "compression"): "and there is none",
 }
 
 
@@ -83,10 +90,14 @@ def with_a_checkpoint(new: Callable[[], Learner]) -> Any:
 
 
 def seen(learner: Learner) -> Any:
-    """What must be the same on all workers: the rounds, and the centre where the policy has one."""
+    """What must be the same on all workers: the rounds, the consensus, and the centre where all have one."""
     optimizer, report = learner.optimizer, learner.optimizer.last_round
     assert learner.flat().isfinite().all()
-    return [optimizer.rounds, report.weights, *(optimizer.center or {}).values()]
+    with optimizer.consensus():
+        found = [optimizer.rounds, *learner.parameters()]
+    if learner.averaging == "decentralized":  # each has a centre of its own
+        return found
+    return [*found, report.weights, *(optimizer.center or {}).values()]
 
 
 MATRIX: dict[str, Option] = {

@@ -26,7 +26,7 @@ class Learner:
     def __init__(
         self, transport: LocalTransport, wrapped: Callable[..., torch.optim.Optimizer] | None = None, **options: Any
     ) -> None:
-        self.rank, self.steps = transport.rank, 0
+        self.rank, self.steps, self.averaging = transport.rank, 0, options.get("averaging", "uniform")
         generator = torch.Generator().manual_seed(7)
         self.model = nn.ParameterList(
             [torch.randn(n, generator=generator, dtype=torch.float64) for n in options.pop("sizes", (5, 3))]
