@@ -21,7 +21,7 @@ def _found() -> dict[str, type[Mix]]:
                 continue
             if getattr(value, "scores", None) is not Averaging.scores:
                 found[value.__name__.lower()] = value
-    return found
+    return dict(sorted(found.items()))
 
 
 POLICIES = _found()

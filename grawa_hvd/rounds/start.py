@@ -40,6 +40,8 @@ class Starter:
             The round; None if there is none: a host's without all of the host's workers, or one asked for where no
             worker has moved since the last (of fragments, some have had theirs before that).
         """
+        if self._member.memory is None:
+            self._member.memory = self._mix.init(rows.size, len(self._member.model.layout.layer_names))
         if due.within_host:
             return self._within_host(rows, phases)
         if due.now and self._settings.fragments == 1 and not rows.has_moved:
@@ -59,8 +61,6 @@ class Starter:
 
     def _of_all(self, rows: Rows, plan: Plan, phases: Phases) -> Round:
         member = self._member
-        if member.memory is None:
-            member.memory = self._mix.init(rows.size, len(member.model.layout.layer_names))
         try:
             round_, member.memory = start_round(member.model.rooms, rows, plan, self._mix, member.memory, phases)
         except AllWorkersDivergedError:

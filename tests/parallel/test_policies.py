@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import family
 import peers
 import pytest
 import torch
@@ -18,6 +19,7 @@ from models import across, errors, mlp, set_gradients, sgd, train, wrap
 from peers import hvd
 from torch import Tensor
 
+import grawa_hvd
 from grawa_hvd.averaging import POLICIES, Averaging, Column, Observed
 
 pytestmark = [
@@ -151,3 +153,11 @@ def test_what_a_policy_holds_is_compared_and_not_where_it_lies() -> None:
     found = errors(lambda: round_of(other, None))
     assert {name for name, _ in found} == {"ValueError"}
     assert all("averaging=Holding(" in text and "on rank 0" in text for _, text in found)
+
+
+@pytest.mark.ranks(4)
+@pytest.mark.parametrize("name", family.CASES)
+def test_a_policy_does_what_its_paper_says(name: str) -> None:
+    case = family.CASES[name]
+    found = family.train(case, peers.rank(), grawa_hvd.DistributedGrawaOptimizer)
+    family.check(case, peers.rank(), peers.size(), found)

@@ -23,7 +23,7 @@ MADE: dict[str, Callable[[], Any]] = {}
 REFUSED = {  # cells that have no meaning: (policy, option) → what the ValueError says
     **{
         (policy, option): "only one of these can move the centre"
-        for policy in ("diloco", "slowmo", "bmuf")
+        for policy in ("diloco", "slowmo", "bmuf", "easgd")
         for option in ("outer_momentum", "outer_optimizer")
     },
     **{

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import grawa_hvd
-from grawa_hvd.averaging import Averaging, Column, Observed, Recipe, Uniform
-from grawa_hvd.rounds.pull import Constant
+from grawa_hvd.averaging import Averaging, Column, Observed
 from grawa_hvd.transport.local import LocalTransport, run_workers
 
 WORKERS, ELEMENTS, ROUNDS = 3, 5, 6
@@ -68,30 +67,6 @@ def mean(workers: list[Array]) -> Array:
     return np.mean(workers, axis=0)
 
 
-@dataclass(frozen=True)
-class Elastic(Averaging):
-    """EASGD (Zhang, Choromanska & LeCun, NeurIPS 2015), of the pieces of a round."""
-
-    needs: ClassVar[frozenset[Column]] = frozenset()
-    beta: float = 0.43
-
-    def recipe(self) -> Recipe:
-        return Recipe(
-            Uniform(), partial(torch.optim.SGD, lr=self.beta), Constant(self.beta / WORKERS, "old"), "first step"
-        )
-
-
-def test_elastic_averaging_is_made_of_an_outer_step_and_a_pull_to_the_old_centre() -> None:
-    alpha = 0.43 / WORKERS
-
-    def expected(workers: list[Array], center: Array | None) -> tuple[list[Array], Array]:
-        assert center is not None
-        moved = center + alpha * sum(x - center for x in workers)
-        return [x - alpha * (x - center) for x in workers], moved
-
-    check(expected, start(), averaging=Elastic())
-
-
 def test_diloco_is_made_of_the_mean_and_sgd_with_nesterov() -> None:
     lr, momentum = 0.7, 0.9
     memory: list[Array] = []
@@ -121,34 +96,6 @@ def test_outer_momentum_is_sgd_on_the_centre_from_the_second_round_on(pull: floa
         return [x + pull * (moved - x) for x in workers], moved
 
     check(expected, averaging="uniform", pull=pull, outer_momentum=0.6)
-
-
-@dataclass(frozen=True)
-class ByDistance:
-    """DPPF (arXiv 2507.20424): a pull of α against a push of λ/‖x − c‖."""
-
-    alpha: float
-    push: float
-    anchor: Literal["new", "old"] = "new"
-
-    def strength(self, workers: int) -> Callable[[Tensor], Tensor]:
-        return lambda distance: self.alpha - self.push / distance
-
-
-@dataclass(frozen=True)
-class PushPull(Averaging):
-    needs: ClassVar[frozenset[Column]] = frozenset()
-
-    def recipe(self) -> Recipe:
-        return Recipe(Uniform(), pull=ByDistance(0.5, 0.2))
-
-
-def test_a_pull_may_depend_on_the_distance_and_push() -> None:
-    def expected(workers: list[Array], center: Array | None) -> tuple[list[Array], Array]:
-        moved = mean(workers)
-        return [x + (0.5 - 0.2 / np.linalg.norm(x - moved)) * (moved - x) for x in workers], moved
-
-    check(expected, averaging=PushPull())
 
 
 @dataclass(frozen=True)
