@@ -134,10 +134,10 @@ class Cifar:
     def test(self) -> Iterator[Batch]:
         """See `Source`."""
         edge = (SIDE - self._size) // 2
-        middle = slice(edge, edge + self._size)
+        inside = slice(edge, edge + self._size)
         batches = zip(*(tensor.split(self._share.batch_size) for tensor in self._test), strict=True)
         for images, labels in batches:
-            yield (images[:, :, middle, middle] - self._mean) / self._deviation, labels
+            yield (images[:, :, inside, inside] - self._mean) / self._deviation, labels
 
 
 class ClassFolders(Dataset[tuple[Tensor, int]]):
