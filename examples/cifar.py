@@ -4,9 +4,9 @@
     horovodrun -np 4 -H localhost:4 python examples/cifar.py --data cifar-10-batches-bin --model resnet20
     torchrun --nproc-per-node 4 examples/cifar.py --data cifar-10-batches-bin --model resnet20
 
-`--data` is what cifar-10-binary.tar.gz or cifar-100-binary.tar.gz unpack to; for resnet50 a folder with train/ and val/,
-which have a folder of JPEG files a class, as ImageNet does. Each worker trains on its own share. Learning rate, weight
-decay and the drops of the rate are those of the networks' own papers, and the rate is a worker's own.
+`--data` is what cifar-10-binary.tar.gz or cifar-100-binary.tar.gz unpack to; for resnet50 a folder with train/ and
+val/, which have a folder of JPEG files a class, as ImageNet does. Each worker trains on its own share. Weight decay and
+the drops of the learning rate are those of the networks' own papers, as in the paper. The rate is that of one worker.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from images import Cifar, Folders, Share, Source
@@ -60,7 +61,7 @@ RECIPES = {
 
 
 def network(model: str, classes: int) -> nn.Module:
-    """A network of pytorchcv, for images of any size; what was made for large ones gets a head or stem for small ones.
+    """A network of pytorchcv for small images of any size; vgg16, which halves them five times, needs 32 pixels.
 
     Vgg16 gets one linear layer for a head; it is the form with BatchNorm. Densenet121 starts with 3 × 3 convolutions
     instead of 7 × 7 ones with stride 2 and pooling.
@@ -68,7 +69,7 @@ def network(model: str, classes: int) -> nn.Module:
     from pytorchcv.model_provider import get_model  # noqa: PLC0415  (so that --help does without it)
 
     name = RECIPES[model].network.format("cifar10" if classes == 10 else "cifar100")
-    net: nn.Module = get_model(name, num_classes=classes)
+    net: Any = get_model(name, num_classes=classes)
     pool = nn.AdaptiveAvgPool2d(1)
     if model == "vgg16":
         net.features.add_module("final_pool", pool)
@@ -77,7 +78,7 @@ def network(model: str, classes: int) -> nn.Module:
         net.features.final_pool = pool
     if model == "densenet121":
         net.features.init_block = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    return net
+    return cast(nn.Module, net)
 
 
 def source(options: argparse.Namespace, peers: Peers, device: torch.device) -> Source:
@@ -165,8 +166,8 @@ def parse() -> argparse.Namespace:
     add("--lr", type=float, default=0.1, help="of SGD with Nesterov momentum 0.9 (default: %(default)s)")
     add("--weight-decay", type=float, help="of SGD (default: the network's)")
     add("--schedule", choices=("paper", "cosine", "constant"), default="paper", help="how the rate falls")
-    add("--crop", type=int, help="side of the crops: the paper trains resnet20 on smaller ones without padding (default: "
-                                 "32, for resnet50 224)")  # fmt: skip
+    add("--crop", type=int, help="side of the crops (default: 32, for resnet50 224); the paper has smaller ones for "
+                                 "resnet20, without padding")  # fmt: skip
     add("--padding", type=int, default=4, help="zeros around an image before it is cropped (default: %(default)s)")
     add("--scores", choices=("local", "fresh"), default="local",
         help="gradient norms of training, or of a fresh batch before each round (default: %(default)s)")  # fmt: skip

@@ -214,7 +214,8 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    is_crowded = len(names) > 4  # then the legend stands beside the curves
+    figure, axes = plt.subplots(figsize=(10 if is_crowded else 7.5, 4.5), layout="constrained")
     for number, name in enumerate(names):
         # At the same epoch all seeds have sent the same bytes; before the first round, nothing.
         mine = np.array([[point for point in run.curve if point[0]] for run in runs if run.name == name])
@@ -236,10 +237,10 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
     if axes.has_data():  # one worker sends nothing
-        if len(names) <= 4:
-            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
-        else:
+        if is_crowded:
             figure.legend(frameon=False, loc="outside right upper")
+        else:
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
     figure.savefig(options.plot, dpi=150)
 
 
@@ -273,7 +274,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", metavar="FILE", help=".npz with images [N, H, W] and labels [N] (default: scikit-learn's digits)")
     add("--averaging", nargs="+", default=["lgrawa"], metavar="POLICY",
-        help="lgrawa, mgrawa, grawa, uniform, …; several for several runs; all for all policies (default: lgrawa)")  # fmt: skip
+        help="lgrawa, mgrawa, grawa, uniform, …; several for several runs, all for all (default: lgrawa)")  # fmt: skip
     add("--period", type=int, default=16, help="local steps from round to round (default: %(default)s)")
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")

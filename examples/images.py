@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
+from training import seed_of
 
 SIDE = 32
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,8 +59,7 @@ class Share(NamedTuple):
 
     def generator(self, epoch: int, device: torch.device | str = "cpu") -> torch.Generator:
         """For the order and the augmentation of an epoch."""
-        seed = (self.seed * 1_000_003 + epoch) * 65_537 + self.rank
-        return torch.Generator(device).manual_seed(seed)
+        return torch.Generator(device).manual_seed(seed_of(self.seed, self.rank, epoch))
 
 
 def read_cifar(folder: Path, names: list[str], label_bytes: int) -> Batch:
@@ -69,6 +69,16 @@ def read_cifar(folder: Path, names: list[str], label_bytes: int) -> Batch:
     )
     labels = records[:, label_bytes - 1].astype(np.int64)  # CIFAR-100 has the coarse label first
     return torch.from_numpy(records[:, label_bytes:].reshape(-1, 3, SIDE, SIDE)), torch.from_numpy(labels)
+
+
+def mean_and_deviation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each channel, over all images; a thousand at a time, since as numbers they take eight times the memory."""
+    sums = torch.zeros(2, 3, dtype=torch.float64)
+    for part in images.split(1000):
+        pixels = part.double()
+        sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+    mean, square = sums / (images.numel() / 3)
+    return mean.float(), (square - mean**2).sqrt().float()
 
 
 def augmented(images: Tensor, size: int, padding: int, generator: torch.Generator) -> Tensor:
@@ -115,8 +125,7 @@ class Cifar:
         label_bytes, self.classes = (1, 10) if ten else (2, 100)
         images, labels = read_cifar(folder, ten or ["train.bin"], label_bytes)
         held_out = read_cifar(folder, ["test_batch.bin" if ten else "test.bin"], label_bytes)
-        deviation, mean = torch.std_mean(images / 255, dim=(0, 2, 3))
-        self._mean, self._deviation = (255 * value.view(3, 1, 1).to(device) for value in (mean, deviation))
+        self._mean, self._deviation = (value.view(3, 1, 1).to(device) for value in mean_and_deviation(images))
         self._share, (self._size, self._padding) = share, crop
         self.steps = share.steps(len(images))
         self._training = tuple(tensor[share.rank :: share.size].to(device) for tensor in (images, labels))
@@ -173,7 +182,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
 
 def random_part(width: int, height: int) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom of a part with 8 to 100% of the area and sides of 3:4 to 4:3, cut where it stands out."""
+    """Left, top, right, bottom of a part with 8 to 100% of the area and sides of 3:4 to 4:3, if it fits."""
     area = width * height * torch.empty(()).uniform_(0.08, 1).item()
     ratio = math.exp(torch.empty(()).uniform_(-1, 1).item() * math.log(4 / 3))
     wide, high = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
@@ -209,8 +218,10 @@ class Folders:
         self.classes, self.steps = self._training.classes, share.steps(self._training.total)
         self._share, self._device = share, device
         # A process that is forked beside the threads of MPI or of InfiniBand may hang.
-        self._how = {"num_workers": loaders, "multiprocessing_context": "forkserver" if loaders else None,
-                     "batch_size": share.batch_size, "pin_memory": device.type == "cuda"}  # fmt: skip
+        self._how: dict[str, Any] = {
+            "num_workers": loaders, "multiprocessing_context": "forkserver" if loaders else None,
+            "batch_size": share.batch_size, "pin_memory": device.type == "cuda",
+        }  # fmt: skip
 
     def _normalised(self, loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Batch]:
         mean, deviation = (

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peers import Meter, Peers
 
 Loss = Callable[[nn.Module], Tensor]
+OnRound = Callable[[grawa_hvd.RoundReport], None]
 Factory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
@@ -40,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--local-period", type=int, help="steps from round to round within a host (default: no such rounds)")
     add("--optimizer-state", choices=("keep", "average", "reset"), default="keep", help="momentum and the like")
     add("--compression", choices=("none", "fp16"), default="none", help="how models travel (default: %(default)s)")
-    add("--sam", type=float, metavar="RHO", help="wrap SAM around the optimizer: each worker climbs by its own gradient")
+    add("--sam", type=float, metavar="RHO", help="wrap SAM around it; each worker climbs by its own gradient")
 
 
 def named_policies() -> tuple[list[str], dict[str, str]]:
@@ -92,15 +93,8 @@ def average_models(
     )  # fmt: skip
 
 
-def distribute(
-    model: nn.Module,
-    groups: Iterable[Any],
-    factory: Factory,
-    options: argparse.Namespace,
-    peers: Peers,
-    on_round: Callable[[grawa_hvd.RoundReport], None] | None = None,
-    **more: Any,
-) -> Workers:
+def distribute(model: nn.Module, groups: Iterable[Any], factory: Factory, options: argparse.Namespace, peers: Peers,
+               on_round: OnRound | None = None, **more: Any) -> Workers:  # fmt: skip
     """Let a model train with the other ranks.
 
     Args:
@@ -144,7 +138,7 @@ class GrawaMeter:
         also: gets the reports too.
     """
 
-    def __init__(self, also: Callable[[grawa_hvd.RoundReport], None] | None = None) -> None:
+    def __init__(self, also: OnRound | None = None) -> None:
         self._also = also
         self.communications, self.seconds, self.bytes = 0, 0.0, 0
 
@@ -179,20 +173,18 @@ class Workers:
         self.plain, self._peers = plain, peers
         self.model, self.optimizer = parts[0], parts[1]
         self.meter: Meter = parts[2]
+        # Policies may go by losses; who shares gradients has no use for them.
+        self._report: Callable[..., None] = getattr(self.optimizer, "report", lambda loss: None)
 
     def step(self, loss_of: Loss) -> Tensor:
         """One training step on the loss that `loss_of` computes with the model that it is given; returns the loss."""
         self.optimizer.zero_grad()
         loss = loss_of(self.model)
         loss.backward()
-        self._report(loss)
+        self._report(loss=loss)
         self.optimizer.step()
         self.meter.after_step()
         return loss.detach()
-
-    def _report(self, loss: Tensor) -> None:
-        if hasattr(self.optimizer, "report"):
-            self.optimizer.report(loss=loss)
 
     def set_lr(self, lr: float) -> None:
         """Let the next steps have this learning rate."""
@@ -246,7 +238,7 @@ class SAMWorkers(Workers):
         with self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext():
             loss = loss_of(self.model)
             loss.backward()
-        self._report(loss)
+        self._report(loss=loss)
         disable_running_stats(self.plain)
         self._sam.step(lambda: loss_of(self.model).backward())
         enable_running_stats(self.plain)
