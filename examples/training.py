@@ -76,6 +76,8 @@ class Budget:
         """Let time count inside."""
         self._since = time.perf_counter()
         yield
+        if torch.cuda.is_initialized():  # which lags behind the host
+            torch.cuda.synchronize()
         self._note_time()
 
     def take_step(self) -> bool:
