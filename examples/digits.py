@@ -111,21 +111,6 @@ def accuracy(model: nn.Module, data: Data) -> float:
         return (model(data.test_images).argmax(1) == data.test_labels).float().mean().item()
 
 
-class GrawaMeter:
-    """What model averaging costs, from the reports of its rounds."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        self.communications, self.seconds, self.bytes = 0, 0.0, 0
-
-    def after_step(self) -> None:
-        """Take in a round, if there was one."""
-        if self._optimizer.rounds > self.communications:
-            self.communications = self._optimizer.rounds
-            self.seconds += self._optimizer.last_round.seconds
-            self.bytes += self._optimizer.last_round.bytes
-
-
 def train(name: str, data: Data, seed: int, options: argparse.Namespace, peers: Peers) -> Run:
     """One run from the same start: the two lines that differ between the optimizers are marked."""
     torch.manual_seed(seed)
@@ -142,7 +127,9 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace, peers: 
         start = time.perf_counter()
         for batch in torch.randperm(len(data.images), generator=order).split(options.batch_size)[: options.steps]:
             optimizer.zero_grad()
-            functional.cross_entropy(trained(data.images[batch]), data.labels[batch]).backward()
+            loss = functional.cross_entropy(trained(data.images[batch]), data.labels[batch])
+            loss.backward()
+            report(optimizer, loss)
             optimizer.step()
             meter.after_step()
         wait_for(data.images.device)
@@ -172,11 +159,20 @@ def distributed(
     """Wrap for the baseline, or wrap the optimizer in ours: the model to train, the optimizer, the meter."""
     if name == peers.baseline:
         return peers.average_gradients(model, optimizer)
+    from optimizers import GrawaMeter  # noqa: PLC0415  (see main)
+
+    meter = GrawaMeter()
     averaging = grawa_hvd.DistributedGrawaOptimizer(
         optimizer, named_parameters=model.named_parameters(),
-        averaging=name, period=options.period, pull=options.pull,
+        averaging=name, period=options.period, pull=options.pull, on_round=meter,
     )  # fmt: skip
-    return model, averaging, GrawaMeter(averaging)
+    return model, averaging, meter
+
+
+def report(optimizer: Any, loss: Tensor) -> None:
+    """Tell the policies that go by losses; the baseline has none."""
+    if hasattr(optimizer, "report"):
+        optimizer.report(loss=loss)
 
 
 def evaluation(optimizer: Any) -> AbstractContextManager[None]:
@@ -218,7 +214,8 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    is_crowded = len(names) > 4  # then the legend stands beside the curves
+    figure, axes = plt.subplots(figsize=(10 if is_crowded else 7.5, 4.5), layout="constrained")
     for number, name in enumerate(names):
         # At the same epoch all seeds have sent the same bytes; before the first round, nothing.
         mine = np.array([[point for point in run.curve if point[0]] for run in runs if run.name == name])
@@ -226,7 +223,7 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
             continue
         sent, right = mine[0, :, 0] / 1e6, 100 * mine[:, :, 1]
         label = name if name == peers.baseline else f"{name}, period {options.period}"
-        style = "-" if number < 2 else "--"  # policies lie close together
+        style = "-" if number < 2 else "--" if number < 10 else ":"  # policies lie close together
         axes.plot(sent, right.mean(axis=0), style, color=f"C{number}", linewidth=2, marker=".", label=label)
         if len(right) > 1:
             axes.plot(sent, right.T, color=f"C{number}", linewidth=0.7, alpha=0.35)
@@ -240,7 +237,10 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
         axis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25, which="both")
     if axes.has_data():  # one worker sends nothing
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
+        if is_crowded:
+            figure.legend(frameon=False, loc="outside right upper")
+        else:
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
     figure.savefig(options.plot, dpi=150)
 
 
@@ -274,7 +274,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--data", metavar="FILE", help=".npz with images [N, H, W] and labels [N] (default: scikit-learn's digits)")
     add("--averaging", nargs="+", default=["lgrawa"], metavar="POLICY",
-        help="lgrawa, mgrawa, grawa, uniform; several for several runs (default: lgrawa)")  # fmt: skip
+        help="lgrawa, mgrawa, grawa, uniform, …; several for several runs, all for all (default: lgrawa)")  # fmt: skip
     add("--period", type=int, default=16, help="local steps from round to round (default: %(default)s)")
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
@@ -293,6 +293,7 @@ def main() -> None:
     """Train with the baseline and with our optimizer, in turn, and compare."""
     options = parse()
     # Here, since the benchmarks import this file from elsewhere, for its network alone.
+    from optimizers import named_policies  # noqa: PLC0415
     from peers import start  # noqa: PLC0415
 
     peers = start(options.transport, options.device)
@@ -301,11 +302,16 @@ def main() -> None:
     data = load(options.data, peers.rank, peers.size).to(torch.device(options.device))
     # Every rank takes as many steps as the one with the fewest images: the baseline would wait otherwise.
     options.steps = -(-peers.minimum(len(data.images)) // options.batch_size)
+    refused: dict[str, str] = {}
+    if options.averaging == ["all"]:
+        options.averaging, refused = named_policies()
     names = [peers.baseline, *options.averaging]
     seeds = range(options.seed, options.seed + options.repeats)
     runs = [train(name, data, seed, options, peers) for seed in seeds for name in names]
     if peers.rank == 0:
         print(f"\n{table(runs, names)}\n")
+        for name, reason in refused.items():
+            print(f"Left out, as its name alone does not make it: {name} ({reason})")
         if options.json is not None:
             options.json.write_text(json.dumps(results(runs, options, peers), indent=1, default=str) + "\n")
             print(f"All figures: {options.json}")

@@ -1,4 +1,4 @@
-"""The ranks that examples/digits.py trains with: over Horovod, or over torch.distributed. One class for each."""
+"""The ranks that the examples train with: over Horovod, or over torch.distributed. One class for each."""
 
 # Without the import of annotations: DistributedDataParallel compares those of a communication hook with its own types.
 
@@ -40,6 +40,7 @@ class Peers(ABC):
         transport: what `--transport` calls the backend.
         title: what its documentation calls it.
         baseline: the backend's own way to average gradients.
+        gradients: what `--optimizer` calls that.
         rank: this rank's number.
         size: the number of ranks.
         local_rank: this rank's number on its host.
@@ -49,6 +50,7 @@ class Peers(ABC):
     transport: ClassVar[str]
     title: ClassVar[str]
     baseline: ClassVar[str]
+    gradients: ClassVar[str]
     rank: int
     size: int
     local_rank: int
@@ -74,8 +76,16 @@ class Peers(ABC):
         """Return the smallest value of a rank."""
 
     @abstractmethod
-    def average_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any, Meter]:
+    def average_gradients(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int = 1
+    ) -> tuple[nn.Module, Any, Meter]:
         """Make the baseline.
+
+        Args:
+            model: what trains.
+            optimizer: its plain optimizer.
+            passes: backward passes a step, whose last one alone shares gradients. DistributedDataParallel is told which
+                are not the last by its own `no_sync`.
 
         Returns:
             The model to call in training, the optimizer to step, and the meter.
@@ -92,6 +102,7 @@ class HorovodPeers(Peers):
     transport = "horovod"
     title = "Horovod"
     baseline = "hvd.DistributedOptimizer"
+    gradients = "hvd"
 
     def __init__(self, device: str) -> None:
         import horovod.torch as hvd  # noqa: PLC0415  (a run over torch.distributed does without Horovod)
@@ -115,8 +126,12 @@ class HorovodPeers(Peers):
     def minimum(self, value: int) -> int:
         return int(self._hvd.allreduce(torch.tensor(value), op=self._hvd.Min, name="minimum"))
 
-    def average_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any, Meter]:
-        reducing = self._hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
+    def average_gradients(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int = 1
+    ) -> tuple[nn.Module, Any, Meter]:
+        reducing = self._hvd.DistributedOptimizer(
+            optimizer, named_parameters=model.named_parameters(), backward_passes_per_step=passes
+        )
         return model, reducing, HorovodMeter(reducing)
 
     def stop(self) -> None:
@@ -154,6 +169,7 @@ class TorchPeers(Peers):
     transport = "torch"
     title = "torch.distributed"
     baseline = "DistributedDataParallel"
+    gradients = "ddp"
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -186,7 +202,9 @@ class TorchPeers(Peers):
         dist.all_reduce(smallest, dist.ReduceOp.MIN)
         return int(smallest)
 
-    def average_gradients(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any, Meter]:
+    def average_gradients(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, passes: int = 1
+    ) -> tuple[nn.Module, Any, Meter]:
         reducing = DistributedDataParallel(model)
         return reducing, optimizer, DDPMeter(reducing, optimizer)
 

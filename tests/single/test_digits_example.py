@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launch import launch
 
-from examples import peers
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-LAUNCHERS = {
-    "horovodrun": ("-np", "2", "-H", "localhost:2", sys.executable),
-    "torchrun": ("--standalone", "--nproc-per-node", "2"),
-}
+from examples import optimizers, peers
+from grawa_hvd.averaging import POLICIES, Uniform
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +39,7 @@ def no_horovod(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def demo(launcher: str, folder: Path, *arguments: str, paths: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / launcher), *LAUNCHERS[launcher], "examples/digits.py"]
-    search = os.pathsep.join(filter(None, [*map(str, paths), os.environ.get("PYTHONPATH")]))
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": search,
-    }  # fmt: skip
-    return subprocess.run(
-        [*command, *arguments, "--plot", str(folder / "demo.png")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+    return launch(launcher, "examples/digits.py", *arguments, "--plot", folder / "demo.png", paths=paths)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +82,30 @@ def test_bad_options_are_refused_by_name(tmp_path: Path) -> None:
     finished = demo("horovodrun", tmp_path, "--averaging", "median", "--epochs", "1")
     assert finished.returncode != 0
     assert "averaging must be one of" in finished.stdout + finished.stderr
+
+
+def test_all_stands_for_every_policy_that_its_name_makes(images: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    arguments = ["--data", str(images), "--epochs", "1", "--period", "1", "--averaging", "all", "--json", str(file)]
+    finished = demo("torchrun", tmp_path, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    names, refused = optimizers.named_policies()
+    assert {*names, *refused} == set(POLICIES)
+    assert [run["name"] for run in json.loads(file.read_text())["runs"]] == ["DistributedDataParallel", *names]
+    assert (tmp_path / "demo.png").exists()
+    # They report their losses.
+    assert "has a score of none" not in finished.stderr
+
+
+def test_a_policy_that_needs_arguments_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Weighted(Uniform):
+        by: str = field(kw_only=True)
+
+    monkeypatch.setitem(POLICIES, "weighted", Weighted)
+    names, refused = optimizers.named_policies()
+    assert names[0] == "lgrawa" and "uniform" in names and "weighted" not in names
+    assert "'by'" in refused["weighted"]
 
 
 @pytest.mark.parametrize(
