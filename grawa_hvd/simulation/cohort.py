@@ -22,9 +22,9 @@ from grawa_hvd.rounds.schedule import Due
 from grawa_hvd.scores import FreshScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.simulation.gradients import Found
-from grawa_hvd.simulation.once import Once
 from grawa_hvd.simulation.population import Population
 from grawa_hvd.simulation.seats import Seat, seats
+from grawa_hvd.simulation.shared import Once, SharedRows
 from grawa_hvd.simulation.turns import Turns
 from grawa_hvd.transfer import read
 from grawa_hvd.transport.wire import Wire
@@ -41,6 +41,7 @@ class Cohort:
         rounds: reports of those that are over.
     """
 
+    @torch.no_grad()
     def __init__(self, population: Population, settings: Settings) -> None:
         self._population, self._settings = population, settings
         self._wire = Wire(Turns(population.size))
@@ -104,7 +105,7 @@ class Cohort:
             self._begin_cycle()
             rows = self._rows()
         rounds = self._started(rows, due, phases)
-        for seat, round_ in zip(self._seats, rounds, strict=True):
+        for seat in self._seats:
             seat.reported.restart()
             if self._fresh is None:
                 seat.model.estimate.restart()
@@ -146,7 +147,7 @@ class Cohort:
             measurement = Measurement(seat.model, Column.DISPLACEMENTS in needs)
             measured = measurement.measured(seat.distance, seat.reported)
             packed.append(Row(header, measured, measurement.columns(needs)).pack())
-        return Rows(read(torch.stack(packed)), dict.fromkeys(range(len(packed)), header))
+        return SharedRows(read(torch.stack(packed)), dict.fromkeys(range(len(packed)), header))
 
     def _started(self, rows: Rows, due: Due, phases: Phases) -> list[Round]:
         """Let every worker start the round: the sums are complete when the last of them has."""

@@ -34,7 +34,9 @@ class Population:
     def __init__(self, model: nn.Module, workers: int, optimizer: OptimizerFactory) -> None:
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         if not trained:
-            raise ValueError(f"model must have a parameter that requires a gradient, but {type(model).__name__} has none")
+            raise ValueError(
+                f"model must have a parameter that requires a gradient, but {type(model).__name__} has none"
+            )
         check_elementwise(optimizer, trained.values())
         self.size, self._model = workers, model
         self.parameters = {name: nn.Parameter(_stacked(parameter, workers)) for name, parameter in trained.items()}

@@ -119,5 +119,6 @@ def _with_progress(steps: range, progress: bool) -> Iterable[int]:
         with suppress(ImportError):
             from tqdm import tqdm  # noqa: PLC0415  (an extra)
 
-            return tqdm(steps, unit="step", mininterval=1)
+            bar: Iterable[int] = tqdm(steps, unit="step", mininterval=1)
+            return bar
     return steps

@@ -17,10 +17,12 @@ from grawa_hvd.settings import Settings
 from grawa_hvd.simulation.data import SEEDS, Pair, Shards, checked_pairs
 from grawa_hvd.simulation.elementwise import OptimizerFactory
 from grawa_hvd.simulation.gradients import Gradients, Loss
-from grawa_hvd.simulation.once import check_recipe
 from grawa_hvd.simulation.population import Population
 from grawa_hvd.simulation.result import Simulation
 from grawa_hvd.simulation.run import Evaluate, Evaluation, Run, seeded
+from grawa_hvd.simulation.shared import check_recipe
+
+MOMENTUM_SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
 def simulate(
@@ -29,7 +31,7 @@ def simulate(
     shards: Sequence[Pair] | Pair,
     *,
     workers: int | None = None,
-    optimizer: OptimizerFactory = partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    optimizer: OptimizerFactory = MOMENTUM_SGD,
     steps: int = 320,
     batch_size: int = 16,
     averaging: str | Averaging = "lgrawa",
@@ -69,8 +71,9 @@ def simulate(
         scores: "local" or `LocalScores`: norms of the gradients of local steps. "fresh": before a round, of one more
             batch of each worker. A pair (inputs, targets): the same, of this batch for all workers.
         seed: of batches, of how data are dealt out, and of dropout; from 0 to 65535.
-        accuracy: of a batch's outputs and targets, a number from 0 to 1: reported to the policy, as loss and samples are.
-        evaluate: given a copy of the model that is the mean of the workers, in `eval()` mode, returns what is to be kept.
+        accuracy: of a batch's outputs and targets, a number from 0 to 1: reported to the policy, as are loss and
+            samples.
+        evaluate: given a copy of the model that is the mean of the workers, in `eval()` mode, returns what is kept.
         every: steps between two evaluations; None for one at the end.
         progress: whether a progress bar is shown, if tqdm is installed.
         chunk_size: how many workers pass forward and backward together, to save memory; None for all.

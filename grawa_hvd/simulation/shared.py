@@ -1,18 +1,52 @@
-"""The policy of a round among workers of one process: it is asked once, and all are told the same."""
+"""What all workers of a round compute alike from the same rows: in one process, once for all of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from grawa_hvd.averaging.policy import Averaging, Mixing, Observed, Recipe
+from grawa_hvd.rounds.rows import Header, Rows
+
+
+class Everyone(Observed):
+    """What a policy sees of all workers."""
+
+    def of(self, workers: list[int]) -> Observed:
+        """The same: all workers take part in every round of a simulation."""
+        return self
+
+
+class SharedRows(Rows):
+    """The rows of all workers, which all of them read.
+
+    Args:
+        matrix: [M, K], in the host's memory.
+        headers: of all workers.
+    """
+
+    def __init__(self, matrix: Tensor, headers: dict[int, Header]) -> None:
+        super().__init__(matrix, headers)
+        self._seen: Everyone | None = None
+        self._radius = super().radius
+
+    @property
+    def radius(self) -> float:
+        """See `Rows`."""
+        return self._radius
+
+    def observed(self, *what: Any) -> Observed:
+        """See `Rows`: the same in every call."""
+        if self._seen is None:
+            self._seen = Everyone(**vars(super().observed(*what)))
+        return self._seen
 
 
 @dataclass(frozen=True)
 class Once(Averaging):
-    """A policy for one round: every rank would compute the same from the same rows.
+    """A policy for one round.
 
     Args:
         mix: the policy; required.
@@ -58,4 +92,4 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (not isinstance(value, torch.Tensor) and bool(value == default))
+    return value is default or (not isinstance(value, Tensor) and bool(value == default))
