@@ -2,6 +2,6 @@
 
 from grawa_hvd.simulation.data import batches, split
 from grawa_hvd.simulation.result import Simulation
-from grawa_hvd.simulation.simulate import simulate
+from grawa_hvd.simulation.simulator import simulate
 
 __all__ = ["Simulation", "batches", "simulate", "split"]

@@ -44,16 +44,17 @@ class Population:
             parameter.grad = torch.zeros_like(parameter)
         self.buffers = {name: _stacked(buffer, workers) for name, buffer in model.named_buffers()}
         self.device = next(iter(trained.values())).device
-        self._optimizer = optimizer([*self.parameters.values()])
+        self._factory, self._optimizer = optimizer, optimizer([*self.parameters.values()])
+        self._alone: dict[int, tuple[list[nn.Parameter], torch.optim.Optimizer]] = {}
 
-    def views(self, worker: int) -> dict[Tensor, str]:
+    def views(self, worker: int) -> list[tuple[nn.Parameter, str]]:
         """One worker's parameters and their names: views of the stacks, and so are their gradients."""
-        found: dict[Tensor, str] = {}
+        found = []
         for name, stacked in self.parameters.items():
-            view = stacked.detach()[worker].requires_grad_()
+            view = nn.Parameter(stacked.detach()[worker])
             assert stacked.grad is not None
             view.grad = stacked.grad[worker]
-            found[view] = name
+            found.append((view, name))
         return found
 
     @torch.no_grad()
@@ -62,15 +63,21 @@ class Population:
         for name, parameter in self.parameters.items():
             assert parameter.grad is not None
             parameter.grad.copy_(gradients[name])
+        before = [parameter.clone() for own, _ in self._alone.values() for parameter in own]
         self._optimizer.step()
+        for parameter, value in zip((p for own, _ in self._alone.values() for p in own), before, strict=True):
+            parameter.copy_(value)
+        for _, optimizer in self._alone.values():
+            optimizer.step()
 
-    @torch.no_grad()
     def reset_state(self, worker: int) -> None:
-        """Let the optimizer have nothing of one worker's past; what it keeps for all workers, as a count, stays."""
-        for parameter, state in self._optimizer.state.items():
-            for value in state.values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value[worker].zero_()
+        """Let the optimizer know nothing of one worker's past.
+
+        Some of what it keeps, as Adam's count of steps, is one for all workers. So this worker has an optimizer of its
+        own from now on.
+        """
+        own = [parameter for parameter, _ in self.views(worker)]
+        self._alone[worker] = (own, self._factory(own))
 
     @torch.no_grad()
     def state_dicts(self) -> dict[str, Tensor]:

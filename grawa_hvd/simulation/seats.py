@@ -59,7 +59,7 @@ def seats(population: Population, settings: Settings, wire: Wire) -> list[Seat]:
         settings: what the user asked for.
         wire: how their sums travel.
     """
-    models = [Replica(population.views(worker), settings, wire) for worker in range(population.size)]
+    models = [Replica(dict(population.views(worker)), settings, wire) for worker in range(population.size)]
     first = models[0].rooms
     # As on real ranks: the average takes the place of a centre that nobody needs any more.
     in_place = isinstance(first.outer, Replace) and first.pull.anchor == "new"
