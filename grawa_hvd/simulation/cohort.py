@@ -51,7 +51,6 @@ class Cohort:
         self._steps = self._since_round = 0
         self._memory = settings.recipe.mix.init(population.size, len(self._seats[0].model.layout.layer_names))
         self.rounds: list[RoundReport] = []
-        self._length = 0
         self._begin_cycle()
         if settings.starts_at_first_step:
             layout, center = self._seats[0].model.layout, self._seats[0].model.rooms.center
@@ -122,8 +121,8 @@ class Cohort:
 
     @property
     def _progress(self) -> Progress:
-        has_center = int(self._length > 0 and self._seats[0].model.rooms.center.known)
-        return Progress(self._steps, self._since_round, len(self.rounds), has_center)
+        has_center = self._seats[0].model.rooms.center.known
+        return Progress(self._steps, self._since_round, len(self.rounds), int(has_center))
 
     def _take_fresh(self, found: Found) -> None:
         """Take in the gradients of one more batch, as each worker's `scores` callable would make them."""
