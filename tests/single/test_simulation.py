@@ -214,14 +214,21 @@ ADAM = partial(torch.optim.AdamW, lr=0.01)
 
 
 @pytest.mark.parametrize(
-    ("averaging", "optimizer"),
-    [("lgrawa", SGD), ("lgrawa", ADAM), ("uniform", SGD), (Elastic(), SGD)],
-    ids=["lgrawa", "lgrawa, AdamW", "uniform", "Elastic"],
+    "options",
+    [
+        {},
+        {"optimizer": ADAM},
+        {"averaging": "uniform"},
+        {"averaging": Elastic()},
+        {"scores": "fresh"},
+        {"warmup_steps": 14},
+    ],
+    ids=["lgrawa", "AdamW", "uniform", "Elastic", "fresh", "warm-up"],
 )
-def test_a_worker_that_diverges_is_left_out_and_healed_as_among_real_workers(averaging: Any, optimizer: Any) -> None:
+def test_a_worker_that_diverges_is_left_out_and_healed_as_among_real_workers(options: dict[str, Any]) -> None:
     shards = data()
     shards[3][0][4] = torch.nan  # it comes once in 12 steps, two cycles
-    simulation = check(optimizer, averaging=averaging, shards=shards)
+    simulation = check(shards=shards, **options)
     left_out = [bool(report.scores[3].isnan().all()) for report in simulation.rounds]
     assert any(left_out) and not all(left_out)
     assert [bool((report.weights[3] == 0).all()) for report in simulation.rounds] == left_out
