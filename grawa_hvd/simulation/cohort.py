@@ -69,7 +69,7 @@ class Cohort:
             seat.reported.add(loss=loss, accuracy=accuracy, samples=found.samples)
             if self._observes and self._fresh is None:
                 seat.model.estimate.update(seat.model.layout.grad_norms())
-            if proximity and seat.model.rooms.center.known:
+            if proximity:
                 seat.model.rooms.puller.pull_(proximity)
 
     def count_step(self) -> Due | None:
@@ -165,5 +165,6 @@ class Cohort:
         if round_.diverged:
             self._population.reset_state(number)
             self._seats[number].model.estimate.restart()
+            # After a round of the warm-up too: as `Worker` does.
             self._seats[number].model.rooms.puller.pull_(1.0)
         return report

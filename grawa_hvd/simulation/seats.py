@@ -33,7 +33,7 @@ class Seat:
 
 
 class Still:
-    """How the centre moves, for a worker whose elder has moved it: not any more."""
+    """How the centre moves, for all workers but the one that moves it: not at all, and nothing is kept for it."""
 
     def step_(self, number: int, differences: Tensor) -> None:
         """Leave the centre."""

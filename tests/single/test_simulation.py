@@ -222,8 +222,9 @@ ADAM = partial(torch.optim.AdamW, lr=0.01)
         {"averaging": Elastic()},
         {"scores": "fresh"},
         {"warmup_steps": 14},
+        {"warmup_steps": 14, "averaging": Elastic()},
     ],
-    ids=["lgrawa", "AdamW", "uniform", "Elastic", "fresh", "warm-up"],
+    ids=["lgrawa", "AdamW", "uniform", "Elastic", "fresh", "warm-up", "warm-up, Elastic"],
 )
 def test_a_worker_that_diverges_is_left_out_and_healed_as_among_real_workers(options: dict[str, Any]) -> None:
     shards = data()

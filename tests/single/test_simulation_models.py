@@ -7,14 +7,14 @@ import subprocess
 import sys
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import grawa_hvd
-from grawa_hvd.averaging import Averaging, Mixing, Observed
+from grawa_hvd.averaging import Averaging, Mixing, Observed, Uniform
 from grawa_hvd.simulation import Simulation, batches, simulate, split
 
 MSE = nn.functional.mse_loss
@@ -131,9 +131,33 @@ def test_a_seed_repeats_a_run_with_dropout_and_leaves_other_random_numbers_alone
 
 
 def test_workers_drop_out_units_of_their_own() -> None:
-    model = nn.Sequential(nn.Dropout(), nn.Linear(4, 2))
-    result = run(model, shards=[SHARDS[0]] * 2, batch_size=16, steps=1)  # the same batch, but for its order
+    model, one = nn.Sequential(nn.Dropout(), nn.Linear(4, 2)), (INPUTS[:1], TARGETS[:1])
+    result = run(model, shards=[one, one], steps=1)
     assert result.losses[0, 0] != pytest.approx(float(result.losses[0, 1]), rel=1e-3)
+
+
+def test_the_mean_leaves_out_workers_that_have_diverged() -> None:
+    shards = [SHARDS[0], (torch.full_like(INPUTS, torch.nan), TARGETS)]
+    result = run(shards=shards, period=100)
+    assert result.workers["0.weight"][1].isnan().all()
+    assert all(torch.equal(value, result.workers[name][0]) for name, value in result.state_dict.items())
+    with pytest.raises(grawa_hvd.AllWorkersDivergedError, match="none of the 2 workers has finite parameters"):
+        run(shards=shards[1:] * 2, period=100)
+
+
+class Counting(Uniform):
+    """Counts how often it is asked."""
+
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
+        self.calls.append(len(observed.usable))
+        return super().__call__(observed, state)
+
+
+def test_a_policy_is_asked_once_a_round_and_not_once_a_worker() -> None:
+    run(averaging=Counting(), shards=(INPUTS, TARGETS), workers=5)
+    assert Counting.calls == [5, 5]
 
 
 def test_passes_of_some_workers_at_a_time_make_the_same_run() -> None:
