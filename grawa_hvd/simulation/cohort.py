@@ -25,9 +25,7 @@ from grawa_hvd.simulation.gradients import Found
 from grawa_hvd.simulation.population import Population
 from grawa_hvd.simulation.seats import Seat, seats
 from grawa_hvd.simulation.shared import Once, SharedRows
-from grawa_hvd.simulation.turns import Turns
 from grawa_hvd.transfer import read
-from grawa_hvd.transport.wire import Wire
 
 
 class Cohort:
@@ -44,8 +42,7 @@ class Cohort:
     @torch.no_grad()
     def __init__(self, population: Population, settings: Settings) -> None:
         self._population, self._settings = population, settings
-        self._wire = Wire(Turns(population.size))
-        self._seats = seats(population, settings, self._wire)
+        self._seats = seats(population, settings)
         self._observes = Column.NORMS in settings.recipe.mix.needs
         self._fresh = settings.source if self._observes and isinstance(settings.source, FreshScores) else None
         self._steps = self._since_round = 0
@@ -153,7 +150,7 @@ class Cohort:
         mix, state = (Uniform(), ()) if due.warm_up else (self._settings.recipe.mix, self._memory)
         once, needs, members, started = Once(mix=mix), self._settings.recipe.mix.needs, [*range(rows.size)], []
         for number, seat in enumerate(self._seats):
-            rooms = seat.model.plain_rooms("warm-up", self._wire, 1.0) if due.warm_up else seat.model.rooms
+            rooms = seat.model.plain_rooms("warm-up", seat.wire, 1.0) if due.warm_up else seat.model.rooms
             plan = Plan(members, number, needs, step=self._steps)
             started.append(start_round(rooms, rows, plan, once, state, phases)[0])
         if not due.warm_up:

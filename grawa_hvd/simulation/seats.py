@@ -14,6 +14,7 @@ from grawa_hvd.rounds.pull import Puller
 from grawa_hvd.rounds.replica import Replica
 from grawa_hvd.settings import Settings
 from grawa_hvd.simulation.population import Population
+from grawa_hvd.simulation.turns import Turns
 from grawa_hvd.transport.wire import Wire
 
 
@@ -22,11 +23,13 @@ class Seat:
     """One worker among the others.
 
     Attributes:
+        wire: to the others.
         model: its parameters as they are laid out, and its estimates; the centre is that of all workers.
         reported: what it reported since the last round.
         distance: ‖x − c‖ when it was last pulled, [1]; None if it was not.
     """
 
+    wire: Wire
     model: Replica
     reported: Reported = field(default_factory=Reported)
     distance: Tensor | None = None
@@ -49,7 +52,7 @@ class Still:
         """Nothing is kept."""
 
 
-def seats(population: Population, settings: Settings, wire: Wire) -> list[Seat]:
+def seats(population: Population, settings: Settings) -> list[Seat]:
     """A seat for each worker, with one centre for all: on real ranks each has a copy, bitwise the same.
 
     Worker 0 is the first to finish a round, and moves it.
@@ -57,14 +60,19 @@ def seats(population: Population, settings: Settings, wire: Wire) -> list[Seat]:
     Args:
         population: the workers' parameters.
         settings: what the user asked for.
-        wire: how their sums travel.
     """
-    models = [Replica(dict(population.views(worker)), settings, wire) for worker in range(population.size)]
-    first = models[0].rooms
+    found = []
+    for worker, transport in enumerate(Turns.of_all(population.size)):
+        wire = Wire(transport)
+        found.append(Seat(wire, Replica(dict(population.views(worker)), settings, wire)))
+    first = found[0].model.rooms
     # As on real ranks: the average takes the place of a centre that nobody needs any more.
     in_place = isinstance(first.outer, Replace) and first.pull.anchor == "new"
-    for model in models[1:]:
-        exchange = Exchange(model.layout, first.center, wire, in_place)
-        puller = Puller(model.layout, first.center)
-        model.rooms = replace(model.rooms, center=first.center, exchange=exchange, outer=Still(), puller=puller)
-    return [Seat(model) for model in models]
+    for seat in found[1:]:
+        layout = seat.model.layout
+        exchange = Exchange(layout, first.center, seat.wire, in_place)
+        puller = Puller(layout, first.center)
+        seat.model.rooms = replace(
+            seat.model.rooms, center=first.center, exchange=exchange, outer=Still(), puller=puller
+        )
+    return found

@@ -1,4 +1,4 @@
-"""A transport between workers that live in one thread and take their turns."""
+"""A transport among workers that live in one thread and take their turns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from grawa_hvd.transport.base import Transport
 
 
 class Turns(Transport):
-    """Sums among M workers: each hands its part in, worker 0 first, and only then do they wait, one after the other.
+    """One of M workers: each hands its part in, worker 0 first, and only then do they wait, one after the other.
 
     Args:
+        sums: those that the workers are making, by name.
+        rank: this worker's number.
         workers: M.
     """
 
@@ -23,14 +25,19 @@ class Turns(Transport):
     leave_early = "give every worker as many steps"
     broadcast = "one model for all workers"
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._sums: dict[str, _Sum] = {}
+    def __init__(self, sums: dict[str, _Sum], rank: int, workers: int) -> None:
+        self._sums, self._rank, self._workers = sums, rank, workers
+
+    @classmethod
+    def of_all(cls, workers: int) -> list[Turns]:
+        """One for each of so many workers."""
+        sums: dict[str, _Sum] = {}
+        return [cls(sums, rank, workers) for rank in range(workers)]
 
     @property
     def rank(self) -> int:
-        """All workers share this object: who is who, the plan of a round says."""
-        return 0
+        """This worker's number."""
+        return self._rank
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -43,7 +50,7 @@ class Turns(Transport):
         return True
 
     def sum_(self, buffer: Tensor, name: str) -> _Part:
-        """Add one worker's part; the M-th call of a name completes its sum."""
+        """Add this worker's part; that of the last worker completes the sum."""
         sum_ = self._sums.setdefault(name, _Sum())
         sum_.add(buffer)
         if sum_.parts == self._workers:
