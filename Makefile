@@ -42,6 +42,8 @@ bench-round: ## time a round over loopback beside a bare allreduce and its peers
 	for np in $(NP); do \
 	  PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 timeout 900 $(BIN)/horovodrun -np $$np -H localhost:$$np \
 	    $(BIN)/python -m benchmarks.round --json $$runs/$$np.json $(ARGS) || exit 1; \
+	  OMP_NUM_THREADS=1 timeout 900 $(BIN)/torchrun --nproc-per-node $$np \
+	    -m benchmarks.round --transport torch --json $$runs/torch-$$np.json $(ARGS) || exit 1; \
 	done; \
 	out=$(or $(OUT),benchmarks/results/round_loopback); \
 	$(BIN)/python -m benchmarks.round_report $$runs/*.json --json $$out.json --plot $$out.png

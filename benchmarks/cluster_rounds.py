@@ -54,7 +54,7 @@ def rounds(layers: int, seconds: float) -> dict[str, Any]:
         seconds: after which no further pass begins.
     """
     shapes: list[Shape] = [(1024, 1024), (1024,)] * layers
-    work = Workload("cluster", shapes, hvd.rank(), hvd.size())
+    work = Workload("cluster", shapes)
     kinds: tuple[type[Method], ...] = (BareAllreduce, UniformRound, LgrawaRound, InMessages)
     methods = [kind(work) for kind in kinds]
     bench_round.check(methods, work)

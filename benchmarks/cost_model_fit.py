@@ -51,7 +51,8 @@ def samples(results: dict[str, Any]) -> Iterator[Sample]:
     """Of what `benchmarks.round` or `benchmarks.cluster` has written."""
     for run in results.get("runs", []):
         for cell in run["cells"]:
-            yield from _of_round(cell, run["processors"])
+            if cell["transport"] == "horovod":  # which the cluster's steps use too
+                yield from _of_round(cell, run["processors"])
     for cell in results.get("cells", []):
         yield from _of_cluster(cell)
 

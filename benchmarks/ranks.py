@@ -1,4 +1,4 @@
-"""What benchmarks of several ranks share: torch's group beside Horovod's, and the description of the machine."""
+"""What benchmarks of several ranks share: the ranks over a backend, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -7,16 +7,70 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import horovod.torch as hvd
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from benchmarks import report
 from grawa_hvd.transport import horovod
 
 TIMEOUT = timedelta(minutes=5)
+
+
+class Ranks(Protocol):
+    """The ranks that a benchmark was started on.
+
+    Attributes:
+        rank, size: this one's number, and how many there are; hosts: on how many hosts.
+    """
+
+    rank: int
+    size: int
+    hosts: int
+
+    def allreduce_(self, tensor: Tensor, label: str) -> None:
+        """Sum a tensor over the ranks, in place."""
+
+
+class HorovodRanks:
+    """Those of horovodrun, once Horovod is initialised."""
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.hosts = hvd.rank(), hvd.size(), hvd.cross_size()
+
+    def allreduce_(self, tensor: Tensor, label: str) -> None:
+        """By Horovod, which waits for it."""
+        hvd.allreduce_(tensor, op=hvd.Sum, name=label)
+
+
+class TorchRanks:
+    """Those of torchrun, once torch's default group is there."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.hosts = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+
+    def allreduce_(self, tensor: Tensor, label: str) -> None:
+        """By torch, which waits for it."""
+        dist.all_reduce(tensor)
+
+
+@contextmanager
+def started(transport: str) -> Iterator[Ranks]:
+    """The ranks over "horovod" or "torch", with torch's default group of them all; a collective."""
+    if transport == "horovod":
+        hvd.init()
+        with torch_group():
+            yield HorovodRanks()
+        return
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        yield TorchRanks()
+    finally:
+        dist.destroy_process_group()
 
 
 def environment() -> dict[str, Any]:

@@ -143,9 +143,9 @@ def rounds() -> str:
     rows = []
     for cell in (cell for run in results("round_loopback")["runs"] for cell in run["cells"]):
         found = by_name(cell["rows"])
-        bare = 1e3 * found["bare hvd.allreduce_"]["seconds"]["median"]
-        ratios = [spread(found[name]["over_bare_allreduce"]) for name in ROUNDS.values()]
-        rows.append([f"{TITLES[cell['model']]}, {cell['ranks']} ranks", f"{bare:.1f}", *ratios])
+        bare = 1e3 * cell["rows"][0]["seconds"]["median"]
+        ratios = [spread(found[name]["over_bare_allreduce"]) if name in found else "" for name in ROUNDS.values()]
+        rows.append([f"{TITLES[cell['model']]}, {cell['transport']}, {cell['ranks']} ranks", f"{bare:.1f}", *ratios])
     return markdown(["bare allreduce, ms", *ROUNDS], rows)
 
 

@@ -1,11 +1,12 @@
 """Time of a round beside the bare allreduce of the same bytes and beside the peers.
 
-`horovodrun -np 2 -H localhost:2 python -m benchmarks.round`, or `-H host1:4,host2:4` over several hosts;
-`make bench-round` does it over loopback on 2 and on 4 processes, and makes table and plot of both.
+`horovodrun -np 2 -H localhost:2 python -m benchmarks.round`, or `-H host1:4,host2:4` over several hosts, or
+`torchrun --nproc-per-node 2 -m benchmarks.round --transport torch`; `make bench-round` does both over loopback on 2 and
+on 4 processes, and makes table and plot of all.
 
 Every method is first checked against the exact result. Then all are called in turn, in an order that is drawn anew for
-each pass over them: what disturbs the machine disturbs all. Before each call the ranks wait for each other, outside
-Horovod, so that a call meets Horovod's cycle at no particular moment; its time is the longest over the ranks. Ratios
+each pass over them: what disturbs the machine disturbs all. Before each call the ranks wait for each other, by torch,
+so that a call meets Horovod's cycle at no particular moment; its time is the longest over the ranks. Ratios
 are those of times within a pass. The optimizer behind our rounds does nothing, so that no local step is in the time.
 
 A small model is called once more, untimed, before each timed call: gradients and parameters come from the cache, as
@@ -22,7 +23,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import horovod.torch as hvd
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -105,28 +105,28 @@ def _agreed(more: bool) -> bool:
     return bool(flag)
 
 
-def bench(model: str, seconds: float, bar: tqdm) -> dict[str, Any]:
+def bench(model: str, on: ranks.Ranks, options: argparse.Namespace, bar: tqdm) -> dict[str, Any]:
     """The cell of one model: all methods on it; a collective."""
-    work = Workload(model, MODELS[model](), hvd.rank(), hvd.size())
-    methods = [method(work) for method in METHODS]
+    work = Workload(model, MODELS[model](), on)
+    methods = [method(work) for method in METHODS[options.transport]]
     errors = check(methods, work)
     warm = work.bytes < SMALL_BYTES
     with no_collection():
-        times = measure(methods, seconds, warm, bar)
+        times = measure(methods, options.seconds, warm, bar)
     head = {"model": model, "layers": len(work.shapes), "parameters": numel(work.shapes), "model_bytes": work.bytes}
-    world = {"ranks": hvd.size(), "hosts": hvd.cross_size(), "warm": warm, "passes": times.size(1)}
+    world = {"transport": options.transport, "ranks": on.size, "hosts": on.hosts, "warm": warm, "passes": times.size(1)}
     return {**head, **world, "rows": round_report.figures(methods, times, errors)}
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace, on: ranks.Ranks) -> list[dict[str, Any]]:
     """The cells of all models; rank 0 prints each model's table when it is done."""
     cells = []
     for model in options.models:
-        with tqdm(total=options.seconds, desc=f"{model}, {hvd.size()} ranks", disable=hvd.rank() != 0, leave=False,
+        with tqdm(total=options.seconds, desc=f"{model}, {on.size} ranks", disable=on.rank != 0, leave=False,
                   file=sys.stdout, mininterval=2, bar_format="{desc} |{bar:30}| {n:.3g} of {total:.3g} s{postfix}"
                   ) as bar:  # fmt: skip
-            cells.append(bench(model, options.seconds, bar))
-        if hvd.rank() == 0:
+            cells.append(bench(model, on, options, bar))
+        if on.rank == 0:
             print(round_report.table(cells[-1]), flush=True)
     return cells
 
@@ -141,6 +141,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--models", nargs="+", default=["resnet20", "tiny500", "wrn28_10"], choices=MODELS, metavar="MODEL",
         help=f"of {', '.join(MODELS)} (default: resnet20 tiny500 wrn28_10, which takes 2.3 GB a rank)")  # fmt: skip
+    add("--transport", default="horovod", choices=METHODS, help="what the ranks were started by (default: %(default)s)")
     add("--seconds", type=float, default=20.0, help="for each model (default: %(default)s)")
     add("--json", type=Path, help="rank 0 writes all figures there")
     options = parser.parse_args(arguments)
@@ -151,12 +152,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures, prints tables, and writes JSON where asked; every rank calls it."""
     options = parse(arguments)
     described = ranks.environment()
-    hvd.init()
-    if hvd.size() < 2:
-        sys.exit("a round needs 2 ranks or more: horovodrun -np 2 -H localhost:2 python -m benchmarks.round")
-    with ranks.torch_group():
-        cells = run(options)
-    if options.json is not None and hvd.rank() == 0:
+    with ranks.started(options.transport) as on:
+        if on.size < 2:
+            sys.exit("a round needs 2 ranks or more: horovodrun -np 2 -H localhost:2 python -m benchmarks.round")
+        cells = run(options, on)
+    if options.json is not None and on.rank == 0:
         options.json.write_text(
             json.dumps({"runs": [{**described, "seconds": options.seconds, "cells": cells}]}, indent=1) + "\n"
         )

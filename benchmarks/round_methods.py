@@ -20,6 +20,7 @@ from torch.distributed.algorithms.model_averaging.averagers import PeriodicModel
 
 import grawa_hvd
 from benchmarks.models import Shape, numel
+from benchmarks.ranks import HorovodRanks, Ranks
 
 PULL = 0.5
 NOISE_PERIOD = 99_991  # a prime: two layers begin at the same number only by chance
@@ -31,12 +32,12 @@ class Workload:
     Args:
         model: its name, for those of the collectives.
         shapes: of its L parameters.
-        rank: this worker, m, from 0 to size − 1.
-        size: the number of workers, M.
+        ranks: the M workers, of which this is number m; over Horovod by default.
     """
 
-    def __init__(self, model: str, shapes: Sequence[Shape], rank: int, size: int) -> None:
-        self.model, self.shapes, self.rank, self.size = model, shapes, rank, size
+    def __init__(self, model: str, shapes: Sequence[Shape], ranks: Ranks | None = None) -> None:
+        self.ranks = HorovodRanks() if ranks is None else ranks
+        self.model, self.shapes, self.rank, self.size = model, shapes, self.ranks.rank, self.ranks.size
         self.bytes = 4 * numel(shapes)
 
     @cached_property
@@ -139,11 +140,12 @@ class BareAllreduce(Method):
     name, role = "bare hvd.allreduce_", "limit"
 
     def __init__(self, work: Workload) -> None:
+        self._ranks = work.ranks
         self._flat = torch.cat([noise.flatten() for noise in work.noise]).mul_(1 + work.rank)
         self._shapes, self._label, self.bytes = work.shapes, f"bench.{work.model}.bare", work.bytes
 
     def call(self) -> None:
-        hvd.allreduce_(self._flat, op=hvd.Sum, name=self._label)
+        self._ranks.allreduce_(self._flat, self._label)
 
     def results(self) -> list[Tensor]:
         pieces = self._flat.split([numel([shape]) for shape in self._shapes])
@@ -156,6 +158,12 @@ class BareAllreduce(Method):
         error = super().error(work)
         self._flat.zero_()  # else every call would multiply it by the number of ranks, up to infinity
         return error
+
+
+class BareTorchAllreduce(BareAllreduce):
+    """The same by torch.distributed."""
+
+    name = "bare dist.all_reduce"
 
 
 class _Still(torch.optim.Optimizer):
@@ -255,16 +263,17 @@ class LayerByLayer(Method):
     name, role = "authors: layer by layer", "peer"
 
     def __init__(self, work: Workload) -> None:
-        self._parameters = work.with_gradients()
+        self._parameters, self._allreduce_ = work.with_gradients(), work.ranks.allreduce_
         self._label, self.bytes = f"bench.{work.model}.authors", work.bytes + 4 * len(work.shapes)
 
     @torch.no_grad()
     def call(self) -> None:
         inverse = [1 / torch.norm(parameter.grad).item() for parameter in self._parameters]
-        total = hvd.allreduce_(torch.tensor(inverse), op=hvd.Sum, name=f"{self._label}.scores")
+        total = torch.tensor(inverse)
+        self._allreduce_(total, f"{self._label}.scores")
         weights = [own / all_ for own, all_ in zip(inverse, total.tolist(), strict=True)]
-        flat = torch.cat([x.ravel() * weight for x, weight in zip(self._parameters, weights, strict=True)])
-        center = hvd.allreduce_(flat, op=hvd.Sum, name=f"{self._label}.model")
+        center = torch.cat([x.ravel() * weight for x, weight in zip(self._parameters, weights, strict=True)])
+        self._allreduce_(center, f"{self._label}.model")
         begin = 0
         for parameter in self._parameters:
             own_center = center[begin : begin + parameter.numel()].view_as(parameter)
@@ -300,7 +309,8 @@ class HorovodStep(Method):
         return work.mean
 
 
-METHODS: tuple[type[Method], ...] = (
-    BareAllreduce, UniformRound, LgrawaRound, TorchAverager, LayerByLayer, HorovodStep,
-)  # fmt: skip
-"""All ways; the first is the limit."""
+METHODS: dict[str, tuple[type[Method], ...]] = {
+    "horovod": (BareAllreduce, UniformRound, LgrawaRound, TorchAverager, LayerByLayer, HorovodStep),
+    "torch": (BareTorchAllreduce, UniformRound, LgrawaRound, TorchAverager, LayerByLayer),
+}
+"""All ways over each backend; the first is the limit."""

@@ -29,7 +29,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
             axes.axis("off")
         for number, (cell, axes) in enumerate(zip(run["cells"], panels, strict=False)):
             _panel(axes, cell)
-            if number > 0:
+            if number > 0:  # the same methods
                 axes.set_yticklabels([])
     figure.suptitle(_title(runs[0]), x=0.01, ha="left", fontsize=10)
     figure.savefig(path, dpi=130)
@@ -40,7 +40,7 @@ def _title(run: dict[str, Any]) -> str:
     versions = run["versions"]
     return (
         f"One round; × is the ratio to a bare allreduce of the same bytes. {run['cpu']}, {run['processors']} "
-        f"processors, horovod {versions['horovod']} over Gloo, torch {versions['torch']}, {run['dtype']}"
+        f"processors, horovod {versions['horovod']} and torch {versions['torch']} over Gloo, {run['dtype']}"
     )
 
 
@@ -68,6 +68,6 @@ def _panel(axes: Any, cell: dict[str, Any]) -> None:
     axes.grid(alpha=0.25, axis="x")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    ranks = f"{cell['ranks']} ranks" + (f" on {cell['hosts']} hosts" if cell["hosts"] > 1 else "")
+    ranks = f"{cell['transport']}, {cell['ranks']} ranks" + (f" on {cell['hosts']} hosts" if cell["hosts"] > 1 else "")
     axes.set_title(f"{cell['model']}, {cell['parameters'] / 1e6:.3g} M in {cell['layers']} layers, {ranks}",
                    loc="left", fontsize=10)  # fmt: skip

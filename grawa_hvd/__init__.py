@@ -5,10 +5,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from grawa_hvd import averaging, tensorboard
-from grawa_hvd.averaging import GRAWA, LGRAWA, MGRAWA, Averaging, Column, Observed, Uniform
+from grawa_hvd.averaging import BMUF, GRAWA, LGRAWA, MGRAWA, Averaging, Column, DiLoCo, Observed, SlowMo, Uniform
 from grawa_hvd.errors import AllWorkersDivergedError, RanksOutOfStepError, ScoresError
 from grawa_hvd.protocol import GrawaOptimizer, SupportsAveraging
 from grawa_hvd.report import RoundReport
+from grawa_hvd.rounds.qsr import QSR
 from grawa_hvd.transport.wire import Compression
 
 if TYPE_CHECKING:
@@ -17,26 +18,31 @@ if TYPE_CHECKING:
 
 with suppress(ImportError):  # of kernels that were built for another torch: `python -m grawa_hvd` says so
     from grawa_hvd import ops, scores
-    from grawa_hvd.scores import FreshScores, LocalScores
+    from grawa_hvd.scores import FreshScores, HeldOutScores, LocalScores
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BMUF",
     "GRAWA",
     "LGRAWA",
     "MGRAWA",
+    "QSR",
     "AllWorkersDivergedError",
     "Averaging",
     "Column",
     "Compression",
+    "DiLoCo",
     "DistributedGrawaOptimizer",
     "FreshScores",
     "GrawaOptimizer",
+    "HeldOutScores",
     "LocalScores",
     "Observed",
     "RanksOutOfStepError",
     "RoundReport",
     "ScoresError",
+    "SlowMo",
     "SupportsAveraging",
     "Uniform",
     "averaging",
@@ -51,6 +57,7 @@ __all__ = [
 _MODULE_OF = {
     "DistributedGrawaOptimizer": "optimizer",
     "FreshScores": "scores",
+    "HeldOutScores": "scores",
     "LocalScores": "scores",
     "ops": "ops",
     "scores": "scores",

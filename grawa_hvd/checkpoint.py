@@ -25,6 +25,7 @@ def state_of(member: Member, numbers: dict[int, int]) -> dict[str, Any]:
         "rounds": member.rounds,
         "reported": member.reported.state(),
         "policy": member.memory,
+        "weights": member.weights,
         **member.model.state(numbers),
     }
 
@@ -40,6 +41,9 @@ def load(member: Member, state: dict[str, Any], numbers: dict[int, int]) -> None
     member.model.load(state, numbers)
     member.reported.load(state["reported"])
     member.steps, member.rounds, member.memory = state["steps"], state["rounds"], state["policy"]
+    weights = state.get("weights")  # version 3 had none at first; and the run may have had other workers or layers
+    fits = weights is not None and weights.shape == (member.wire.transport.size, len(member.model.layout.layer_names))
+    member.weights = weights if fits else None
     member.length = member.length or state["length"]
     # The period may have been another.
     member.since_round = state["since_round"] % member.length if member.length else state["since_round"]

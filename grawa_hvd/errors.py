@@ -17,4 +17,4 @@ class ScoresError(RuntimeError):
 
 
 class RanksOutOfStepError(RuntimeError):
-    """Some ranks came to a round while others entered `consensus()`: they took different numbers of steps."""
+    """Ranks came to a round, `round_now()` and `consensus()` at one time: they took different numbers of steps."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging
+from grawa_hvd.averaging.policy import Mix
 from grawa_hvd.model.cut import Groups
 from grawa_hvd.model.names import refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
@@ -37,7 +37,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     *,
     process_group: Any = None,
     device_mesh: Any = None,
-    averaging: str | Averaging = "lgrawa",
+    averaging: str | Mix = "lgrawa",
     period: Period = 32,
     pull: float = 0.5,
     proximity: float = 0.01,
@@ -52,6 +52,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     on_round: Callable[[RoundReport], None] | None = None,
     fused: bool = True,
     optimizer_state: str = "keep",
+    optimizer_state_period: int = 1,
     buffers: Any = "keep",
 ) -> GrawaOptimizer:
     """Wrap an optimizer so that workers train on their own and average their models every `period` steps.
@@ -73,9 +74,10 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         process_group: torch.distributed's group instead. With neither, Horovod is used if it is initialised, else
             torch.distributed's default group.
         device_mesh: the same by a torch mesh of one dimension.
-        averaging: the policy: "lgrawa", "mgrawa", "grawa", "uniform", or an object from `grawa_hvd.averaging`.
+        averaging: the policy: "lgrawa", "mgrawa", "grawa", "uniform", or another name or object of
+            `grawa_hvd.averaging`.
         period: τ, local steps from round to round, at least 1. Or a function of a worker's progress (`steps`, `rounds`)
-            that is asked when a cycle begins: what the rank says that is furthest holds for all.
+            that is asked when a cycle begins: what the rank says that is furthest holds for all. See `grawa_hvd.QSR`.
         pull: λ, how far a round moves a worker toward the centre, from 0 to 1.
         proximity: μ; each local step moves the worker μ/τ of the way to the last centre; from 0 to the period.
         warmup_steps: steps at the start after each of which all workers become their plain mean (post-local SGD).
@@ -98,6 +100,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
             and its settings allow it: the same update to rounding, with its state in torch's own format.
         optimizer_state: "keep" leaves momentum and the like each worker's own. With "average" a round sets them to
             their mean over the workers (not with `overlap`). With "reset" a round makes them anew.
+        optimizer_state_period: so every how many rounds of the whole model, at least 1; warm-up steps average every
+            time and reset never.
         buffers: "keep" leaves them each worker's own. Given the model, or `model.named_buffers()`, a round sets the
             floating-point ones to their mean over the workers, and running variances to the pooled one. So does
             `consensus()` inside its block.
@@ -125,7 +129,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     passes = checked_passes(backward_passes_per_step)
     settings = Settings(
         averaging, period, pull, proximity, outer_momentum, outer_optimizer, scores, layers, groups, overlap, fragments,
-        local_period, warmup_steps, optimizer_state, buffers,
+        local_period, warmup_steps, optimizer_state, optimizer_state_period, buffers,
     )  # fmt: skip
     if on_round is not None and not callable(on_round):
         raise ValueError(f"on_round must be callable, but is {on_round!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ class SupportsAveraging(Protocol):
     def center(self) -> dict[str, Tensor] | None:
         """Parameter name → its part of the last centre, to read; None before the first round."""
 
-    def consensus(self) -> AbstractContextManager[None]:
-        """Inside the block the parameters are the plain mean of all workers; a collective."""
+    def round_now(self) -> None:
+        """A round now, outside the period, and a new cycle after it; a collective."""
+
+    def consensus(self, weights: Literal["equal", "last"] = "equal") -> AbstractContextManager[None]:
+        """Inside the block the parameters are the mean of all workers; a collective."""
 
     def report(
         self,

@@ -43,7 +43,8 @@ class RoundReport:
     """One completed round of M workers and L layers.
 
     Attributes:
-        weights: β, [M, L]; columns sum to 1.
+        weights: β, [M, L]; columns sum to 1. With neighbors (`Decentralized`) it is this worker's own row of the mixing
+            matrix: how much each worker counts in its average.
         scores: s, [M, L]; NaN in the rows of workers that were left out.
         layer_names: L names: those of the fragment where the model is averaged in fragments.
         losses: mean loss that each worker reported since the previous round, [M]; NaN where none was reported.
@@ -119,12 +120,10 @@ class Reported:
         pairs = {name: (sum(kept), len(kept)) if isinstance(kept, list) else kept for name, kept in state.items()}
         self._sums = {name: RunningSum(*pairs[name]) for name in self._sums}
 
-    def row(self, device: torch.device) -> Tensor:
-        """Mean loss, mean accuracy, samples, float64 [3], on a device; NaN where nothing was reported."""
+    def means(self) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+        """Mean loss, mean accuracy, samples, each where it was reported; NaN where nothing was."""
         loss, accuracy, samples = self._sums.values()
-        means = [sum_.total / sum_.count if sum_.count else math.nan for sum_ in (loss, accuracy)]
-        numbers = [*means, samples.total if samples.count else math.nan]
-        return torch.stack([_on(device, number) for number in numbers])
+        return loss.mean, accuracy.mean, samples.total if samples.count else math.nan
 
 
 @dataclass
@@ -133,6 +132,11 @@ class RunningSum:
 
     total: float | Tensor = 0.0
     count: int = 0
+
+    @property
+    def mean(self) -> float | Tensor:
+        """The mean; NaN of no numbers."""
+        return self.total / self.count if self.count else math.nan
 
     def add(self, value: float | Tensor) -> None:
         """Take in a number, or a tensor of no dimension."""

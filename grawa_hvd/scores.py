@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
+from grawa_hvd.caller import stacklevel
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,56 @@ class FreshScores:
         finally:
             for parameter, gradient in zip(parameters, before, strict=True):
                 parameter.grad = gradient
+
+
+@dataclass(frozen=True)
+class HeldOutScores(FreshScores):
+    """Norms of the gradient on a batch that all workers share, taken just before each round (FedVG, arXiv 2602.21399).
+
+    Norms on a worker's own batches are small where its data is easy, as with few classes, and not only where it is
+    good. On a shared batch, held out of training, all are measured alike. Where a run starts, and all ranks have the
+    same parameters, `backward` is called twice to see whether it is the same on all: its loss must agree between ranks
+    to 1e-3. If the two calls on one rank differ, a warning says so and that rank is not compared.
+
+    Args:
+        backward: runs forward and backward on the shared batch, and returns the loss. Dropout and random augmentation
+            must be off, or seeded within. BatchNorm in training mode updates its buffers, as in any forward.
+        decay: γ of the running mean over rounds, 0 (this round alone) to below 1.
+
+    Raises:
+        ValueError: if `decay` is outside its range or `backward` cannot be called; and at the first step, on every
+            rank, if ranks have different losses at the same parameters.
+    """
+
+    def trial(self, parameters: list[Tensor]) -> float:
+        """The loss; NaN, with a warning, if it differs between two calls. Gradients and torch's seeds stay as they are.
+
+        Raises:
+            ValueError: if `backward` returns no loss.
+        """
+        losses = []
+        with torch.random.fork_rng(devices={parameter.device for parameter in parameters if parameter.is_cuda}):
+            for _ in range(2):
+                with self.gradients(parameters) as loss:
+                    losses.append(_checked_loss(loss))
+        if not losses_differ(*losses):
+            return losses[0]
+        warnings.warn(
+            f"the callable of HeldOutScores returned the losses {losses[0]:.6g} and {losses[1]:.6g} for the same "
+            "parameters, so whether all ranks pass the same batch was not checked: pass the same samples at each call, "
+            "and switch dropout and random augmentation off, or seed them in the callable",
+            stacklevel=stacklevel(),
+        )
+        return math.nan
+
+
+def losses_differ(one: float, other: float) -> bool:
+    """Whether two losses differ by more than rounding: by 2⁻¹⁰ of the larger one.
+
+    That is what 2¹⁴ roundings to float32 come to that all go one way, or two to TensorFloat-32 or float16. A batch of
+    other samples differs by some percent.
+    """
+    return abs(one - other) > 2.0**-10 * max(abs(one), abs(other))
 
 
 Scores = LocalScores | FreshScores
@@ -129,6 +182,13 @@ class NormEstimate:
                 values.zero_()
             else:
                 values.index_fill_(0, layers, 0.0)  # an assignment of a number waits for the device
+
+
+def _checked_loss(loss: Any) -> float:
+    is_number = isinstance(loss, (int, float)) or (isinstance(loss, Tensor) and loss.numel() == 1)
+    if not is_number:
+        raise ValueError(f"the callable of HeldOutScores must return its loss, one number, but returned {loss!r}")
+    return float(loss)
 
 
 def _check_decay(decay: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from grawa_hvd.averaging.policy import Averaging, Recipe
+from grawa_hvd.averaging.policy import Mix, Recipe
 from grawa_hvd.averaging.registry import policy
 from grawa_hvd.description import described
 from grawa_hvd.model.buffers import Buffers
@@ -16,6 +16,7 @@ from grawa_hvd.model.cut import Groups, validated_groups
 from grawa_hvd.rounds.outer import OuterFactory, momentum
 from grawa_hvd.rounds.schedule import Due, Period, Schedule
 from grawa_hvd.scores import Scores, scores_source
+from grawa_hvd.transport.wire import Wire
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Settings:
         ValueError: naming the argument, its value and what is allowed.
     """
 
-    averaging: str | Averaging = "lgrawa"
+    averaging: str | Mix = "lgrawa"
     period: Period = 32
     pull: float = 0.5
     proximity: float = 0.01
@@ -46,6 +47,7 @@ class Settings:
     local_period: int | None = None
     warmup_steps: int = 0
     optimizer_state: str = "keep"
+    optimizer_state_period: int = 1
     buffers: Any = "keep"
     recipe: Recipe = field(init=False)
     source: Scores = field(init=False)
@@ -72,10 +74,13 @@ class Settings:
             raise ValueError(
                 'optimizer_state="average" needs overlap=0: the average would undo the steps taken meanwhile'
             )
+        _check_integer("optimizer_state_period", self.optimizer_state_period, 1)
         self.buffers = self.buffers if isinstance(self.buffers, Buffers) else Buffers(self.buffers)
         self.pull, self.proximity = float(self.pull), float(self.proximity)
         self.outer_momentum = float(self.outer_momentum)
         self.outer = self._chosen_outer()
+        if not self.has_common_center:
+            self._refuse_what_needs_a_common_center()
 
     def _check_schedule(self) -> None:
         if callable(self.period):
@@ -106,14 +111,46 @@ class Settings:
         self._outer_text = None if self.outer_optimizer is None else _checked_outer(self.outer_optimizer)
         return next(iter(chosen.values()), None)
 
+    def _refuse_what_needs_a_common_center(self) -> None:
+        name = type(self.averaging).__name__
+        if self.recipe.outer is not None or self.recipe.starts_at == "first step":
+            raise ValueError(f"the recipe of {name} must not move a centre: with neighbors, each worker has its own")
+        for option in ("outer_momentum", "outer_optimizer", "local_period"):
+            if value := getattr(self, option):
+                raise ValueError(
+                    f"{option} must be left out with averaging={name}, but is {value!r}: each worker averages with "
+                    "its neighbors, and there is no centre of all"
+                )
+
+    def check_over(self, wire: Wire) -> None:
+        """Whether these workers can average so.
+
+        Raises:
+            ValueError: naming the argument that stands in the way.
+        """
+        if self.schedule.local_period:
+            wire.transport.check_subgroups()
+        if wire.transport.is_member and wire.transport.size > 1:
+            self.recipe.mix.check(wire.transport.size)
+        if not (self.has_common_center or wire.is_plain):
+            raise ValueError(
+                f"compression must be Compression.none with averaging={type(self.averaging).__name__}, but is "
+                f"{wire.compression}: what is compressed are differences from a centre of all, and there is none"
+            )
+
+    @property
+    def has_common_center(self) -> bool:
+        """Whether all workers have one centre; with neighbors, each has its own."""
+        return self.recipe.exchange == "sum"
+
     @property
     def starts_at_first_step(self) -> bool:
         """Whether the centre starts at the parameters of the first step."""
         return self.outer_optimizer is not None or self.recipe.starts_at == "first step"
 
     def overlaps(self, due: Due) -> bool:
-        """Whether training goes on before a round is finished: not while it warms up, nor within a host."""
-        return self.overlap > 0 and not (due.within_host or due.warm_up)
+        """Whether training goes on before a round is finished: not while it warms up, within a host or now."""
+        return self.overlap > 0 and not (due.within_host or due.warm_up or due.now)
 
     def describe(self) -> list[str]:
         """A line each: what ranks must agree on."""
@@ -122,7 +159,7 @@ class Settings:
             for one in fields(self)
             if one.init and one.name not in ("groups", "buffers")
         }
-        assert isinstance(self.averaging, Averaging)
+        assert isinstance(self.averaging, Mix)
         values["averaging"] = self.averaging.describe()
         values["scores"] = f"{type(self.source).__name__}(decay={self.source.decay})"
         values["outer_optimizer"] = self._outer_text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
-from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.report import Phases, RoundReport
-from grawa_hvd.rounds.consensus import plain_mean
+from grawa_hvd.rounds.consensus import mean_of_workers
+from grawa_hvd.rounds.held_out import check_losses, try_out
 from grawa_hvd.rounds.member import Member, Wrapped
 from grawa_hvd.rounds.observe import take_fresh_gradients
 from grawa_hvd.rounds.round import Round
 from grawa_hvd.rounds.rows import Reason, Rows
 from grawa_hvd.rounds.schedule import Due
 from grawa_hvd.rounds.start import Starter
-from grawa_hvd.scores import FreshScores, LocalScores
+from grawa_hvd.scores import FreshScores, HeldOutScores, LocalScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.step.fused import FusedStep
 from grawa_hvd.transport.wire import Wire
@@ -46,8 +46,7 @@ class Worker:
         settings: Settings,
         on_round: Callable[[RoundReport], None] | None = None,
     ) -> None:
-        if settings.schedule.local_period:
-            wire.transport.check_subgroups()
+        settings.check_over(wire)
         self._transport, self._settings, self._on_round = wire.transport, settings, on_round
         needs_norms = Column.NORMS in settings.recipe.mix.needs
         self._observes = needs_norms and isinstance(settings.source, LocalScores)
@@ -85,14 +84,23 @@ class Worker:
     @torch.no_grad()
     def before_step(self) -> None:
         """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
-        if self._arrived or not self.active:
-            return
+        if not self._arrived and self.active:
+            self._arrive()
+
+    def _arrive(self) -> Due | None:
+        """Meet the other ranks, take a place in the run, and part in the round that they are at: that is returned."""
         self._refresh()
         self._transport.check_model(self.member.model.layout.parameters)
-        rows = self._meet(Reason.ARRIVAL)
+        failure = try_out(self._fresh, self.member) if isinstance(self._fresh, HeldOutScores) else None
+        rows = self._meet(Reason.ARRIVAL, failure=failure)
+        if isinstance(self._fresh, HeldOutScores):
+            check_losses(rows, self._transport)
         self._arrived = True
-        if rows.came_for(Reason.ROUND):
-            self._round(self.member.due(rows) or Due())
+        if not rows.came_for(Reason.ROUND, Reason.ROUND_NOW):
+            return None
+        due = self.member.due(rows) or Due()
+        self._round(due)
+        return due
 
     @torch.no_grad()
     def fused_step(self, fused: FusedStep, optimizer: Any) -> bool:
@@ -148,6 +156,16 @@ class Worker:
 
     # What happens now and then.
 
+    @torch.no_grad()
+    def round_now(self) -> None:
+        """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
+        if not self.active:
+            return
+        self.finish_rounds()
+        met = None if self._arrived else self._arrive()
+        if met is None or not met.now:
+            self._round(Due(now=True))
+
     def _round(self, due: Due) -> None:
         """Exchange rows and start the round that is due; finish it at once, or `overlap` steps later."""
         member, phases = self.member, Phases()
@@ -156,8 +174,10 @@ class Worker:
             failure = None
             if self._fresh is not None and not due.warm_up:
                 failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment)
-        rows = self._meet(Reason.ROUND, phases, failure)
+        rows = self._meet(Reason.ROUND_NOW if due.now else Reason.ROUND, phases, failure)
         due = member.due(rows) or due
+        if due.now:
+            member.since_round = 0
         round_ = self._started(rows, due, phases)
         if round_ is None:
             return
@@ -182,8 +202,8 @@ class Worker:
         rows = self._meet(Reason.NOTHING)
         if rows.arriving or not rows.header:
             return
-        if rows.came_for(Reason.CONSENSUS):
-            with self._mean(rows):
+        if rows.came_for(Reason.CONSENSUS, Reason.LAST_CONSENSUS):
+            with mean_of_workers(self.member, self._settings.buffers, rows):
                 return
         round_ = self._started(rows, self.member.due(rows) or Due(), Phases(), follows=True)
         if round_ is not None:
@@ -192,7 +212,8 @@ class Worker:
     def _started(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
         round_ = self._starter.start(rows, due, phases, follows)
         if round_ is not None and not due.within_host:
-            self.member.rounds = 1 + max(header.rounds for header in rows.header.values())
+            self.member.rounds = rows.rounds
+            self.member.note_weights(round_.weights, due.fragment)
         return round_
 
     def _finish(self, round_: Round) -> None:
@@ -203,7 +224,7 @@ class Worker:
             if not round_.within_host:
                 # The other fragments too: one left at NaN would soon poison this one again.
                 member.model.rooms.puller.pull_(1.0)
-        elif self._settings.optimizer_state == "reset" and not round_.within_host:
+        elif round_.resets_state:
             member.wrapped.reset_state()
         if not round_.within_host:
             member.distance, self.last_round = distance, report
@@ -233,25 +254,22 @@ class Worker:
             self.finish_rounds()
             self.member.lay_out()
 
+    def consensus(self, weights: str) -> AbstractContextManager[None]:
+        """Parameters are the mean over the workers that have not diverged inside the block; a collective."""
+        if weights not in ("equal", "last"):
+            raise ValueError(f'weights must be "equal" or "last", but is {weights!r}')
+        return self._consensus(Reason.CONSENSUS if weights == "equal" else Reason.LAST_CONSENSUS)
+
     @contextmanager
-    def consensus(self) -> Iterator[None]:
-        """Parameters are the plain mean over the workers that have not diverged inside the block; a collective."""
+    def _consensus(self, reason: Reason) -> Iterator[None]:
         if not self.active:
             yield
             return
         with torch.no_grad():
             self.finish_rounds()
             self._refresh()
-            rows = self._meet(Reason.CONSENSUS)
-        with self._mean(rows):
-            yield
-
-    @contextmanager
-    def _mean(self, rows: Rows) -> Iterator[None]:
-        if not rows.finite:
-            raise AllWorkersDivergedError(f"none of the {len(rows.header)} workers has finite parameters")
-        weight = 1 / len(rows.finite) if self._transport.rank in rows.finite else 0.0
-        with plain_mean(self.member.model.layout, self._settings.buffers, weight, self.member.wire):
+            rows = self._meet(reason)
+        with mean_of_workers(self.member, self._settings.buffers, rows):
             yield
 
     # Checkpoints.

@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -173,17 +173,34 @@ class Averaged:
         """
         self._worker.member.reported.add(loss=loss, accuracy=accuracy, samples=samples)
 
-    def consensus(self) -> AbstractContextManager[None]:
-        """Inside the block the parameters are the plain mean of all workers; after it, each worker's own again.
+    def round_now(self) -> None:
+        """A round now, as at an epoch's end, of the whole model; a new cycle of `period` steps begins after it.
+
+        Collective. Rounds under way are finished first, and this one is over when it returns. Where no rank has made a
+        step since the last cycle ended, nothing is done.
+
+        Raises:
+            RanksOutOfStepError: on every rank, if some came to a round that was due, or to `consensus()`.
+        """
+        self._worker.round_now()
+
+    def consensus(self, weights: Literal["equal", "last"] = "equal") -> AbstractContextManager[None]:
+        """Inside the block the parameters are the mean of all workers; after it, each worker's own again.
 
         Collective: every rank enters. Evaluate and write checkpoints inside: the mean is the trained model. A worker
         with NaN or Inf in its parameters is left out of the mean. Changes made to parameters inside are lost. Buffers
-        (BatchNorm statistics) are the mean too, where `buffers=` was given.
+        (BatchNorm statistics) are the plain mean too, where `buffers=` was given.
+
+        Args:
+            weights: "equal", or "last": each layer by the weights of its last round; equal before the first, after a
+                checkpoint of another number of workers, and after the layers have changed.
 
         Raises:
+            ValueError: if `weights` is something else; on every rank, if it differs between ranks.
+            RanksOutOfStepError: on every rank, if some came to a round.
             AllWorkersDivergedError: on every rank, if no worker has finite parameters.
         """
-        return self._worker.consensus()
+        return self._worker.consensus(weights)
 
     @property
     def rounds(self) -> int:

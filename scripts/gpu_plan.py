@@ -7,6 +7,7 @@ the order is that of value, so that a run that is cut off leaves what matters mo
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -153,15 +154,26 @@ def local_steps(plan: Plan) -> Stage:
     return Stage("local-steps", command, ROOT, 90, _one_thread(plan.nccl), plan.no_horovod)
 
 
-def rounds(plan: Plan, ranks: int) -> Stage:
+ROUNDS = {"rounds-torch-2": ("torch", 2), "rounds-4": ("horovod", 4), "rounds-torch-4": ("torch", 4),
+          "rounds-8": ("horovod", 8)}  # fmt: skip
+"""Stage → what its ranks are started by, and how many they are."""
+
+
+def rounds(plan: Plan, name: str) -> Stage:
+    transport, ranks = ROUNDS[name]
+    first = next(other for other, (own, _) in ROUNDS.items() if own == transport)
+    repeats = f"on the 2 ranks of a dry run it would be {first} again" if plan.is_dry and name != first else ""
+    ranks = 2 if plan.is_dry else ranks
+    torchrun = _python("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     models = ["tiny500", "--seconds", "0.05"] if plan.is_dry else ["dense10", "resnet20", "wrn28_10", "--seconds", "5"]
-    command = [*_launch(2 if plan.is_dry else ranks), "-m", "benchmarks.round", "--models", *models]
-    command += ["--json", plan.other_result(f"round_{ranks}_ranks.json")]
-    return Stage(f"rounds-{ranks}", command, ROOT, 90, _one_thread(plan.gloo), plan.no_horovod or plan.no_gloo)
+    command = [*(torchrun if transport == "torch" else _launch(ranks)), "-m", "benchmarks.round"]
+    command += ["--transport", transport, "--json", plan.other_result(f"{name}.json"), "--models", *models]
+    missing = plan.no_horovod or plan.no_gloo or repeats
+    return Stage(name, command, ROOT, 90, _one_thread(plan.gloo), missing, is_optional=bool(repeats))
 
 
 def round_report(plan: Plan) -> Stage:
-    found = [plan.other_result(f"round_{ranks}_ranks.json") for ranks in (4, 8)]
+    found = [plan.other_result(f"{name}.json") for name in ROUNDS]
     command = _python("-m", "benchmarks.round_report", *found, "--json", plan.result("round.json"))
     command += ["--plot", plan.other_result("round.png")]
     return Stage("rounds-report", command, ROOT, 30, plan.gloo, plan.no_horovod or plan.no_gloo)
@@ -205,8 +217,7 @@ CALLS: dict[int, dict[str, Callable[[Plan], Stage]]] = {
         "one-rank": nccl,
         "two-ranks": two_ranks,
         "local-steps": local_steps,
-        "rounds-4": lambda plan: rounds(plan, 4),
-        "rounds-8": lambda plan: rounds(plan, 8),
+        **{name: functools.partial(rounds, name=name) for name in ROUNDS},
         "rounds-report": round_report,
         "racecheck": lambda plan: sanitizer(plan, "racecheck", 120),
         "synccheck": lambda plan: sanitizer(plan, "synccheck", 120),

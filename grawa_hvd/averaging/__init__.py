@@ -2,23 +2,30 @@
 
 from typing import Any
 
+from grawa_hvd.averaging.decentralized import Decentralized
 from grawa_hvd.averaging.norms import GRAWA, LGRAWA, MGRAWA, NormAveraging
-from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed, Recipe
+from grawa_hvd.averaging.outer import BMUF, DiLoCo, SlowMo
+from grawa_hvd.averaging.policy import Averaging, Column, Mix, Mixing, Observed, Recipe
 from grawa_hvd.averaging.registry import POLICIES, policy
 from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.averaging.weights import inverse_norm_weights, inverse_weights, raise_to_floor
 
 __all__ = [
+    "BMUF",
     "GRAWA",
     "LGRAWA",
     "MGRAWA",
     "POLICIES",
     "Averaging",
     "Column",
+    "Decentralized",
+    "DiLoCo",
+    "Mix",
     "Mixing",
     "NormAveraging",
     "Observed",
     "Recipe",
+    "SlowMo",
     "Uniform",
     "inverse_norm_weights",
     "inverse_weights",

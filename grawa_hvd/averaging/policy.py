@@ -7,7 +7,9 @@ A policy says how workers are scored and what weight a score earns. To write one
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -46,6 +48,7 @@ class Observed:
         losses: mean loss that each worker reported since the last round, [M]; NaN where none was reported.
         accuracies: likewise the mean accuracy, [M].
         samples: likewise the number of samples processed, [M].
+        fragment: which part of the model the round is of; 0 where it is averaged whole.
     """
 
     usable: Tensor
@@ -54,22 +57,44 @@ class Observed:
     losses: Tensor
     accuracies: Tensor
     samples: Tensor
+    fragment: int = field(default=0, kw_only=True)
 
     def of(self, workers: list[int]) -> Observed:
         """The same of some workers alone, in that order."""
-        return Observed(*(values[workers] for values in vars(self).values()))
+        if workers == list(range(len(self.usable))):
+            return self
+        return self._of_each(lambda values: values[workers])
+
+    def without(self, left_out: Tensor) -> Observed:
+        """The same with NaN in the rows of some workers, bool, [M]."""
+        told = self._of_each(lambda values: values.masked_fill(left_out.view(-1, *[1] * (values.dim() - 1)), torch.nan))
+        return replace(told, usable=self.usable)
+
+    def _of_each(self, made: Callable[[Tensor], Tensor]) -> Observed:
+        kept: dict[str, Any] = {name: made(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **kept)
 
 
 class Mixing(NamedTuple):
     """What a policy says of a round.
 
     Attributes:
-        weights: β, [M, L]; columns sum to 1.
+        weights: β, [M, L], of one average for all; columns sum to 1. Or, of an exchange with neighbors, [M, M, L] or
+            [M, M, 1]: entry [m, j] says how much j counts in m's own average, and sums over j are 1.
         scores: s, [M, L], for the report; NaN in the rows of workers that were left out.
     """
 
     weights: Tensor
     scores: Tensor
+
+    def of(self, worker: int) -> Tensor:
+        """How much each worker counts in the average of one, [M, L]."""
+        return self.weights if self.weights.dim() == 2 else self.weights[worker].expand(self.scores.shape)
+
+    @property
+    def overall(self) -> Tensor:
+        """How much each worker counts in the mean of all workers' averages, [M, L]."""
+        return self.weights if self.weights.dim() == 2 else self.weights.mean(dim=0).expand(self.scores.shape)
 
 
 class Recipe(NamedTuple):
@@ -81,20 +106,69 @@ class Recipe(NamedTuple):
         pull: how a worker moves; None: the user's `pull` toward the new centre.
         starts_at: when the workers first have a centre: at the "first step" (the parameters there), or when the "first
             round" has averaged them.
+        exchange: how models travel: as one "sum" over all workers, or to "neighbors", each of whom has a centre of its
+            own.
     """
 
-    mix: Averaging
+    mix: Mix
     outer: OuterFactory | None = None
     pull: Pull | None = None
     starts_at: Literal["first step", "first round"] = "first round"
+    exchange: Literal["sum", "neighbors"] = "sum"
 
 
-@dataclass(frozen=True)
-class Averaging:
-    """A policy: scores from what was observed, weights from scores.
+class Mix(ABC):
+    """A policy: who counts how much. `Averaging` is one that goes by scores.
 
     Attributes:
         needs: what it wants to know of every layer.
+    """
+
+    needs: ClassVar[frozenset[Column]] = frozenset()
+
+    def check(self, workers: int) -> None:  # noqa: B027
+        """Whether so many workers can average by this policy; here always.
+
+        Raises:
+            ValueError: if not.
+        """
+
+    def describe(self) -> str:
+        """What ranks compare before they average: the fields, where tensors stand for their values.
+
+        A policy that holds an object of a class of its own, as a graph, overrides this, or that class has a
+        `describe`: of other objects only the class is compared, and of functions the name.
+        """
+        return described_fields(self)
+
+    def recipe(self) -> Recipe:
+        """All that happens in a round by this policy; the weights alone, for nearly all."""
+        return Recipe(self)
+
+    def init(self, workers: int, layers: int) -> Any:
+        """What the policy remembers from round to round, before the first; nothing, for nearly all."""
+        return ()
+
+    @abstractmethod
+    def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
+        """Weigh the workers of a round.
+
+        Args:
+            observed: the same on every rank.
+            state: what `init` returned, or the last call: the same on every rank.
+
+        Returns:
+            Weights and scores, and what to remember.
+
+        Raises:
+            AllWorkersDivergedError: if no worker is usable.
+            ValueError: if scores or weights have a wrong shape, or a score is negative.
+        """
+
+
+@dataclass(frozen=True)
+class Averaging(Mix):
+    """A policy that goes by scores: scores from what was observed, weights from scores.
 
     Args:
         floor: each score counts as at least `floor` times its column's median; 0 (off) to 1.
@@ -124,41 +198,15 @@ class Averaging:
             raise ValueError(f"{type(self).__name__}.scores must be at least 0, but {scores[scores < 0][0]} is one")
         return inverse_weights(scores, self.floor)
 
-    def describe(self) -> str:
-        """What ranks compare before they average: the fields, where tensors stand for their values.
-
-        A policy that holds an object of a class of its own, as a graph, overrides this, or that class has a
-        `describe`: of other objects only the class is compared, and of functions the name.
-        """
-        return described_fields(self)
-
-    def recipe(self) -> Recipe:
-        """All that happens in a round by this policy; the weights alone, for nearly all."""
-        return Recipe(self)
-
-    def init(self, workers: int, layers: int) -> Any:
-        """What the policy remembers from round to round, before the first; nothing, for nearly all."""
-        return ()
-
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
-        """Weigh the workers of a round.
-
-        Args:
-            observed: the same on every rank.
-            state: what `init` returned, or the last call: the same on every rank.
-
-        Returns:
-            Weights and scores, and what to remember.
-
-        Raises:
-            AllWorkersDivergedError: if no worker is usable.
-            ValueError: if scores or weights have a wrong shape, or a score is negative.
-        """
+        """See `Mix`."""
         usable, shape = observed.usable, observed.norms.shape
         if not usable.any():
             raise AllWorkersDivergedError.of(len(usable))
         name = type(self).__name__
-        scores = _checked(self.scores(observed), f"{name}.scores", shape).masked_fill(~usable[:, None], torch.nan)
+        scores = _checked(self.scores(observed), f"{name}.scores", shape)
+        if not usable.all():
+            scores = scores.masked_fill(~usable[:, None], torch.nan)
         if scores.isfinite().all(dim=1).any():
             return Mixing(_checked(self.weights(scores), f"{name}.weights", shape), scores), state
         warnings.warn(

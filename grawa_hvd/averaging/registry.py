@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 
-from grawa_hvd.averaging.policy import Averaging
+from grawa_hvd.averaging.policy import Averaging, Mix
 
 
-def _found() -> dict[str, type[Averaging]]:
-    """Name → policy. A policy writes `scores`; a class that does not is the base of some that do."""
-    found: dict[str, type[Averaging]] = {}
+def _found() -> dict[str, type[Mix]]:
+    """Name → policy. An `Averaging` writes `scores`; a class that does not is the base of some that do."""
+    found: dict[str, type[Mix]] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.name == "registry":
             continue
         for value in vars(import_module(f"grawa_hvd.averaging.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Averaging) and value.scores is not Averaging.scores:
+            if not isinstance(value, type) or not issubclass(value, Mix) or isabstract(value):
+                continue
+            if getattr(value, "scores", None) is not Averaging.scores:
                 found[value.__name__.lower()] = value
     return found
 
@@ -24,13 +27,13 @@ def _found() -> dict[str, type[Averaging]]:
 POLICIES = _found()
 
 
-def policy(averaging: str | Averaging) -> Averaging:
+def policy(averaging: str | Mix) -> Mix:
     """The policy that `averaging=` names, or is.
 
     Raises:
         ValueError: for an unknown name or another type.
     """
-    if isinstance(averaging, Averaging):
+    if isinstance(averaging, Mix):
         return averaging
     if isinstance(averaging, str) and averaging in POLICIES:
         return POLICIES[averaging]()

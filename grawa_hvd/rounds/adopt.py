@@ -14,21 +14,26 @@ from grawa_hvd.rounds.round import Rooms
 from grawa_hvd.transport.wire import Wire
 
 
-def adopt_(rooms: Rooms, policy_state: Any, leader: int, wire: Wire) -> Any:
-    """Copy the leader's centre, the state of its outer optimizer and of its policy to all; a collective.
+def adopt_(rooms: Rooms, kept: Any, leader: int, wire: Wire) -> Any:
+    """Copy the leader's centre, the state of its outer optimizer, and what else it has kept, to all; a collective.
 
     What a worker has still to send of earlier rounds stays its own.
 
     Returns:
-        The state of the policy.
+        What the leader has kept.
     """
     is_leader = wire.transport.rank == leader
     _share_center_(rooms, is_leader, wire)
-    outer, policy = _shared((rooms.outer.state(), policy_state), leader, wire, rooms.layout.device)
+    outer, kept = _shared((rooms.outer.state(), kept), leader, wire, rooms.layout.device)
     if not is_leader:
         rooms.outer.forget()
         rooms.outer.load(outer)
-    return policy
+    return kept
+
+
+def adopt_memory(kept: Any, leader: int, wire: Wire, device: torch.device) -> Any:
+    """What the leader has kept beside its centre, copied to all, where each has a centre of its own; a collective."""
+    return _shared(kept, leader, wire, device)
 
 
 def start_center_(rooms: Rooms, leader: int, wire: Wire) -> None:

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from grawa_hvd.model.flat import FlatBuffers, wide_type
 from grawa_hvd.model.layout import Layout
 from grawa_hvd.rounds.center import Center, check_shape
-from grawa_hvd.transport.wire import Sum, Wire
+from grawa_hvd.transfer import send
+from grawa_hvd.transport.base import Work
+from grawa_hvd.transport.wire import Wire
+
+
+class Shares(NamedTuple):
+    """Who counts how much in a round, and who is there; the workers are those that take part.
+
+    Attributes:
+        weights: see `Mixing`; in the host's memory.
+        own: which of the workers this one is.
+        present: those that are there, in order.
+        radius: the largest ‖x − c‖ of a worker, where differences travel in 16 bits.
+    """
+
+    weights: Tensor
+    own: int
+    present: list[int]
+    radius: float
+
+
+class CountedWork(Work, Protocol):
+    """A collective under way that knows its size."""
+
+    @property
+    def bytes(self) -> int:
+        """What this worker handed to the transport."""
 
 
 @dataclass
@@ -23,7 +52,7 @@ class Incoming:
     """
 
     bucket: int
-    sum: Sum
+    sum: CountedWork
     differences: Tensor | None
 
 
@@ -45,6 +74,11 @@ class Exchange:
         self._in_place = in_place
         # What rounding to 16 bits took from this worker's differences, to be sent in the next round.
         self._residuals = None if in_place or wire.small is None else FlatBuffers(layout, wide=True)
+
+    def sender(self, shares: Shares) -> Callable[[int], Incoming]:
+        """What starts the sum of one bucket, given its number; each call is a collective."""
+        own = send(shares.weights[shares.own], self._layout.device)[self._layout.layer_of]
+        return partial(self.start, weights=own, radius=shares.radius)
 
     def start(self, number: int, weights: Tensor, radius: float) -> Incoming:
         """Start the sum of one bucket; a collective.

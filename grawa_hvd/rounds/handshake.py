@@ -1,13 +1,15 @@
 """Where ranks meet: whatever they come for, they exchange one row first, so that none waits for what others never do.
 
-A rank comes because it starts or has loaded a checkpoint (ARRIVAL), because a round is due (ROUND), or to look at the
-mean of the workers (CONSENSUS). All exchange rows under one name:
+A rank comes because it starts or has loaded a checkpoint (ARRIVAL), because a round is due (ROUND) or asked for
+(ROUND_NOW), or to look at the mean of the workers (CONSENSUS, LAST_CONSENSUS). All exchange rows under one name:
 
 | one came for | another for | what happens |
 |---|---|---|
 | arrival | arrival | all take the place of the furthest |
 | arrival | a round or the consensus | the former takes the place of the furthest; then the latter comes again |
+| a round that is due | one that is asked for | RanksOutOfStepError on all |
 | a round | the consensus | RanksOutOfStepError on all |
+| the consensus | the consensus by other weights | ValueError on all |
 | anything | nothing: it has joined | it counts as zeros |
 | anything | the same, but missed rounds since it had joined | the latter takes the centre over; then all come again |
 """
@@ -90,6 +92,14 @@ class Handshake:
         return matrix
 
 
+# What ranks did that must not do different things; for messages.
+_DID = {
+    "came to a round": (Reason.ROUND,),
+    "called round_now()": (Reason.ROUND_NOW,),
+    "entered consensus()": (Reason.CONSENSUS, Reason.LAST_CONSENSUS),
+}
+
+
 def check(rows: Rows, failure: Exception | None, transport: Transport) -> None:
     """Whether the ranks can do together what they came for.
 
@@ -99,9 +109,10 @@ def check(rows: Rows, failure: Exception | None, transport: Transport) -> None:
         transport: the workers.
 
     Raises:
-        RanksOutOfStepError: on every rank, if some have come for a round and others for the consensus, or if one alone
-            has loaded a checkpoint while the others train on.
-        ValueError: on every rank, if the optimizer's state is to be averaged and differs.
+        RanksOutOfStepError: on every rank, if some have come for a round that is due, and others for one that is asked
+            for or the consensus, or if one alone has loaded a checkpoint while the others train on.
+        ValueError: on every rank, if the optimizer's state is to be averaged and differs, or the consensus is asked for
+            by different weights.
         ScoresError: if a callable of the user's raised on another rank; where it raised, its own exception.
     """
     if failure is not None:
@@ -116,17 +127,23 @@ def check(rows: Rows, failure: Exception | None, transport: Transport) -> None:
 
 
 def _check_reasons(rows: Rows, transport: Transport) -> None:
-    at_round, at_consensus = rows.came_for(Reason.ROUND), rows.came_for(Reason.CONSENSUS)
-    if at_round and at_consensus:
+    came = {did: ranks for did, reasons in _DID.items() if (ranks := rows.came_for(*reasons))}
+    if len(came) > 1:
+        first, *others = [f"{transport.label(ranks)} {did}" for did, ranks in came.items()]
         raise RanksOutOfStepError(
-            f"{transport.label(at_round)} came to a round when {transport.label(at_consensus)} entered consensus(): "
-            "the ranks took different numbers of steps. Let ranks with fewer batches "
-            f"{transport.leave_early} first"
+            f"{first} when {' and '.join(others)}: the ranks took different numbers of steps. Let ranks with fewer "
+            f"batches {transport.leave_early} first"
+        )
+    equal, last = rows.came_for(Reason.CONSENSUS), rows.came_for(Reason.LAST_CONSENSUS)
+    if equal and last:
+        raise ValueError(
+            f"consensus(weights=) must be the same on every rank, but is 'equal' on {transport.label(equal)} and "
+            f"'last' on {transport.label(last)}"
         )
 
 
 def _check_states(rows: Rows, transport: Transport) -> None:
-    at_round = rows.came_for(Reason.ROUND)
+    at_round = rows.came_for(Reason.ROUND, Reason.ROUND_NOW)
     other = [rank for rank in at_round if rows.header[rank].state != rows.header[at_round[0]].state]
     if other:
         raise ValueError(

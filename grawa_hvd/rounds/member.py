@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, Reported
-from grawa_hvd.rounds.adopt import adopt_, start_center_
+from grawa_hvd.rounds.adopt import adopt_, adopt_memory, start_center_
 from grawa_hvd.rounds.agreement import digest
 from grawa_hvd.rounds.handshake import Handshake, check
 from grawa_hvd.rounds.observe import Measurement, no_columns
@@ -47,7 +48,9 @@ class Member:
         proximity: the part of the way to the centre that a step goes; 0 before the workers have agreed on the length.
         distance: ‖x − c‖ when it was last pulled, [1]; None if it was not.
         memory: what the policy remembers; None before its first round.
+        weights: β of each layer's last round, [M, L], the same on every rank; None before the first.
         reported: what the user reported since the last round.
+        trial: the loss that held-out scores had where the run starts; None elsewhere.
     """
 
     def __init__(self, wrapped: Wrapped, wire: Wire, settings: Settings) -> None:
@@ -65,6 +68,8 @@ class Member:
         self.replica: Replica | None = None
         self.distance: Tensor | None = None
         self.memory: Any = None
+        self.weights: Tensor | None = None
+        self.trial: Reported | None = None
         self.reported.restart()
 
     @property
@@ -85,7 +90,7 @@ class Member:
             self.replica = Replica(names, self._settings, self.wire)
         else:
             self.replica = self.replica.laid_out_anew(names)
-            self.memory = None  # it may be of other layers
+            self.memory = self.weights = None  # they may be of other layers
 
     def exchange(self, reason: Reason, phases: Phases, failure: Exception | None = None) -> Rows:
         """Exchange rows with the other ranks; a collective.
@@ -100,7 +105,7 @@ class Member:
             Exception: see `check`.
         """
         with phases("scores"):
-            failure = failure or self._begin_cycle()
+            failure = failure or self._begin_cycle(reason)
             row = self._row(reason, failure)
         with phases("waited"):
             rows = self._handshake.exchange(row, self.model.terms)
@@ -116,10 +121,15 @@ class Member:
     def due(self, rows: Rows) -> Due | None:
         """What is due as the rank says that is furthest: the others may have come from elsewhere."""
         leader = rows.header[rows.leader]
+        if rows.came_for(Reason.ROUND_NOW):
+            return Due(now=True)
         return self._schedule.due(leader.steps, leader.since_round, leader.length)
 
     def adopt(self, rows: Rows) -> None:
-        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any."""
+        """Give those who arrive the leader's place, and who missed rounds the centre; a collective if there are any.
+
+        Where there is no common centre, each keeps its own, if it has one.
+        """
         place, rank, witness = rows.header[rows.leader].progress, self._transport.rank, rows.witness
         last = rows.header[witness]
         adopting = [other for other in rows.arriving if rows.header[other].progress != place]
@@ -128,12 +138,31 @@ class Member:
             self.steps, self.since_round = place.steps, place.since_round
         if rank in adopting or rank in rows.behind:
             self.rounds = last.rounds
-        if (adopting or rows.behind) and last.has_center:
-            self.memory = adopt_(self.model.rooms, self.memory, witness, self.wire)
+        takes_over = bool(adopting or rows.behind)
+        kept = (self.memory, self.weights)
+        if takes_over and not self._settings.has_common_center:
+            self.memory, self.weights = adopt_memory(kept, witness, self.wire, self.model.layout.device)
+        elif takes_over and last.has_center:
+            self.memory, self.weights = adopt_(self.model.rooms, kept, witness, self.wire)
         elif adopting:
             self.model.rooms.forget()
         if rows.arriving and not last.has_center and self._settings.starts_at_first_step:
             start_center_(self.model.rooms, rows.leader, self.wire)
+
+    def note_weights(self, weights: Tensor, fragment: int | None) -> None:
+        """Keep the weights of a round of all workers.
+
+        Args:
+            weights: β, [M, its layers].
+            fragment: the part of the model that it averages; None for all of it.
+        """
+        layout = self.model.layout
+        if fragment is not None:
+            before = self.weights
+            if before is None:
+                before = torch.full((len(weights), len(layout.layer_names)), 1 / len(weights), dtype=weights.dtype)
+            weights = before.index_copy(1, torch.tensor(layout.layers_of[fragment]), weights)
+        self.weights = weights
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Name → tensor, of the state that is averaged: all of it that has the shape of its parameter."""
@@ -147,9 +176,10 @@ class Member:
             if isinstance(value, Tensor) and value.is_floating_point() and value.shape == parameter.shape
         }
 
-    def _begin_cycle(self) -> Exception | None:
+    def _begin_cycle(self, reason: Reason) -> Exception | None:
         """Ask the user for the length of a cycle that begins; what that raises is returned, since other ranks wait."""
-        if callable(self._settings.period) and (self.since_round == 0 or self.length is None):
+        begins = self.since_round == 0 or reason is Reason.ROUND_NOW or self.length is None
+        if begins and callable(self._settings.period):
             try:
                 self.length = self._schedule.length(self._progress)
             except Exception as error:
@@ -167,15 +197,15 @@ class Member:
             reason, model.terms.digest, int(failure is not None), handshakes=self._handshake.number,
             length=self.length or 0, **self._progress._asdict(),
         )  # fmt: skip
-        if reason is Reason.ROUND and self._settings.optimizer_state == "average":
+        if reason.is_round and self._settings.optimizer_state == "average":
             state = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in self.optimizer_state().items()]
             header = header._replace(state=digest(state))
         if model.layout.refusal is not None or reason is Reason.NOTHING:
             columns = no_columns(model, needs)
-            return Row(header, Measured.nothing(columns.device), columns)
+            return Row(header, Measured(), columns)
         measurement = Measurement(model, self.wire.small is not None or Column.DISPLACEMENTS in needs)
         if reason is Reason.ARRIVAL:
             header = header._replace(start=measurement.digest())
-        is_round = reason is Reason.ROUND
-        measured = measurement.measured(self.distance, self.reported if is_round else None)
-        return Row(header, measured, measurement.columns(needs) if is_round else no_columns(model, needs))
+        told = self.reported if reason.is_round else self.trial if reason is Reason.ARRIVAL else None
+        measured = measurement.measured(self.distance, told)
+        return Row(header, measured, measurement.columns(needs) if reason.is_round else no_columns(model, needs))

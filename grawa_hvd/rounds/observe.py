@@ -40,12 +40,9 @@ class Measurement:
             distance: ‖x − c‖ when this worker was last pulled, [1]; None if it was not.
             reported: what the user reported since the last round; None if nobody asks.
         """
-        layout = self._replica.layout
-        finite = self.sizes.isfinite().all()[None].double()
-        radius = self.sizes.square().sum().sqrt()[None] if self._from_center else torch.zeros_like(finite)
-        distance = layout.numbers([math.nan]) if distance is None else distance
-        told = layout.numbers([0.0] * 3) if reported is None else reported.row(layout.device)
-        return Measured(distance, radius, finite, *torch.split(told, 1))
+        radius = self.sizes.square().sum().sqrt() if self._from_center else 0.0
+        told = (0.0, 0.0, 0.0) if reported is None else reported.means()
+        return Measured(math.nan if distance is None else distance, radius, self.sizes.isfinite().all(), *told)
 
     def digest(self) -> int:
         """A number that tells parameters that differ apart; the host waits for it."""

@@ -14,6 +14,7 @@ from grawa_hvd.model.names import averaged
 from grawa_hvd.rounds.agreement import Terms
 from grawa_hvd.rounds.center import Center
 from grawa_hvd.rounds.exchange import Exchange
+from grawa_hvd.rounds.neighbors import Neighbors
 from grawa_hvd.rounds.outer import Outer, Replace, TorchOuter
 from grawa_hvd.rounds.pull import Constant, Puller
 from grawa_hvd.rounds.round import Rooms
@@ -57,7 +58,11 @@ class Replica:
         factory, pull = settings.outer, settings.recipe.pull or Constant(settings.pull)
         outer: Outer = Replace(center) if factory is None else TorchOuter(factory, layout, center)
         keeps_old = factory is not None or settings.overlap > 0 or pull.anchor == "old" or self._wire.small is not None
-        exchange = Exchange(layout, center, self._wire, in_place=not keeps_old)
+        exchange: Exchange | Neighbors = (
+            Exchange(layout, center, self._wire, in_place=not keeps_old)
+            if settings.has_common_center
+            else Neighbors(layout, center, self._wire.transport)
+        )
         return Rooms(layout, center, exchange, outer, pull, Puller(layout, center))
 
     def plain_rooms(self, name: str, wire: Wire, part: float) -> Rooms:

@@ -10,25 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column
+from grawa_hvd.averaging.policy import Column, Mix
 from grawa_hvd.model.layout import Layout
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.beside import EqualAverage
 from grawa_hvd.rounds.center import Center
-from grawa_hvd.rounds.exchange import Exchange, Incoming
+from grawa_hvd.rounds.exchange import Exchange, Incoming, Shares
+from grawa_hvd.rounds.neighbors import Neighbors
 from grawa_hvd.rounds.outer import Outer
 from grawa_hvd.rounds.pull import Pull, Puller, Snapshot
 from grawa_hvd.rounds.rows import Rows
-from grawa_hvd.transfer import send
 
 
 @dataclass
 class Rooms:
-    """What a round works on: the centre of some workers, what moves it, and what moves the parameters toward it."""
+    """What a round works on: the centre of some workers, what moves it, and what moves the parameters toward it.
+
+    Of an exchange with neighbors, the centre is this worker's own.
+    """
 
     layout: Layout
     center: Center
-    exchange: Exchange
+    exchange: Exchange | Neighbors
     outer: Outer
     pull: Pull
     puller: Puller
@@ -51,7 +54,9 @@ class Round:
         diverged: whether this worker has nothing worth keeping: it becomes the centre.
 
     Attributes:
+        weights: how much the workers count in the mean of all, one column a layer that is averaged.
         beside: what takes part with equal weights.
+        resets_state: whether the optimizer's state is to be made anew after the round.
     """
 
     def __init__(
@@ -64,30 +69,30 @@ class Round:
     ) -> None:
         self._rooms, self._report, self._phases = rooms, report, phases
         self._strength = 1.0 if diverged else strength
-        self.diverged, self.within_host = diverged, report.within_host
+        self.diverged, self.within_host, self.weights = diverged, report.within_host, report.weights
         self._incoming: list[Incoming] = []
         self.beside: list[EqualAverage] = []
+        self.resets_state = False
         self._snapshot: Snapshot | None = None
         layout = rooms.layout
         self._distances = torch.zeros(len(layout.parameters), dtype=torch.float64, device=layout.device)
 
-    def start(self, fragment: int | None, weights: Tensor, radius: float, overlapped: bool) -> None:
+    def start(self, fragment: int | None, shares: Shares, overlapped: bool) -> None:
         """Pack and send every bucket, each while those before it travel; a collective.
 
         Args:
             fragment: the part of the model that is averaged; None for all of it.
-            weights: this worker's, one a layer, in the host's memory, [L].
-            radius: see `Exchange.start`.
+            shares: who counts how much.
             overlapped: whether training goes on before `finish`.
         """
         rooms, layout = self._rooms, self._rooms.layout
         numbers = [number for number, bucket in enumerate(layout.buckets) if fragment in (None, bucket.fragment)]
         with self._phases("pack"):
-            own = send(weights, layout.device)[layout.layer_of]
             if overlapped and not self.diverged:
                 self._snapshot = Snapshot(layout, rooms.center, numbers)
             try:
-                self._incoming = [rooms.exchange.start(number, own, radius) for number in numbers]
+                start = rooms.exchange.sender(shares)
+                self._incoming = [start(number) for number in numbers]
             except BaseException:
                 rooms.forget()
                 raise
@@ -180,7 +185,7 @@ class Plan:
     step: int = 0
 
 
-def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Averaging, state: Any, phases: Phases) -> tuple[Round, Any]:
+def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Mix, state: Any, phases: Phases) -> tuple[Round, Any]:
     """Weigh the workers by their rows, and start the sums; a collective of the members.
 
     Args:
@@ -196,10 +201,10 @@ def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Averaging, state: Any
     """
     layout = rooms.layout
     with phases("scores"):
-        observed = rows.observed(len(layout.layer_names), plan.columns).of(plan.members)
+        observed = rows.observed(len(layout.layer_names), plan.columns, plan.fragment or 0).of(plan.members)
         mixing, state = mix(observed, state)
     report = RoundReport(
-        mixing.weights, mixing.scores, layout.layer_names, rows.losses[plan.members], rows.bytes, rows.distances,
+        mixing.of(plan.own), mixing.scores, layout.layer_names, rows.losses[plan.members], rows.bytes, rows.distances,
         phases.seconds, plan.within_host, plan.step,
     )  # fmt: skip
     if plan.fragment is not None:
@@ -207,7 +212,10 @@ def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Averaging, state: Any
     diverged = not (plan.follows or bool(observed.usable[plan.own]))
     strength = 0.0 if plan.follows else rooms.pull.strength(len(plan.members))
     round_ = Round(rooms, report, phases, strength, diverged)
-    round_.start(plan.fragment, mixing.weights[plan.own], rows.radius, plan.overlapped)
+    if mixing.weights.dim() > 2:
+        round_.weights = mixing.overall if plan.fragment is None else mixing.overall[:, layout.layers_of[plan.fragment]]
+    present = [number for number, worker in enumerate(plan.members) if worker in rows.header]
+    round_.start(plan.fragment, Shares(mixing.weights, plan.own, present, rows.radius), plan.overlapped)
     return round_, state
 
 

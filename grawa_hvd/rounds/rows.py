@@ -18,12 +18,20 @@ class Reason(IntEnum):
     """What a rank has come for; 0 stands for a rank that is absent.
 
     A rank that has left early comes for nothing, over a backend where it has to follow the others. It counts as absent.
+    ROUND is due, ROUND_NOW is asked for by the user. LAST_CONSENSUS is the mean by the weights of the last round.
     """
 
     NOTHING = -1
     ARRIVAL = 1
     ROUND = 2
     CONSENSUS = 3
+    ROUND_NOW = 4
+    LAST_CONSENSUS = 5
+
+    @property
+    def is_round(self) -> bool:
+        """Whether the rank has come to average."""
+        return self in (Reason.ROUND, Reason.ROUND_NOW)
 
 
 class Progress(NamedTuple):
@@ -75,7 +83,7 @@ class Header(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The part of a row that is computed where the parameters are; each float64, [1] of one worker, [M] of all.
+    """The part of a row that is computed where the parameters are: numbers, or tensors of one element.
 
     Attributes:
         distance: ‖x − c‖ when the worker was last pulled; NaN if it was not.
@@ -85,17 +93,12 @@ class Measured(NamedTuple):
         samples: the sum of the samples reported; NaN likewise.
     """
 
-    distance: Tensor
-    radius: Tensor
-    finite: Tensor
-    loss: Tensor
-    accuracy: Tensor
-    samples: Tensor
-
-    @classmethod
-    def nothing(cls, device: torch.device) -> Measured:
-        """Of a worker that tells no more than its header."""
-        return cls(*torch.split(torch.zeros(len(cls._fields), dtype=torch.float64, device=device), 1))
+    distance: float | Tensor = 0.0
+    radius: float | Tensor = 0.0
+    finite: float | Tensor = 0.0
+    loss: float | Tensor = 0.0
+    accuracy: float | Tensor = 0.0
+    samples: float | Tensor = 0.0
 
 
 # The numbers of a row before its columns.
@@ -116,8 +119,12 @@ class Row:
 
     def pack(self) -> Tensor:
         """The row as float64 numbers, [K], where the columns are."""
-        head = send(torch.tensor(self.header, dtype=torch.float64), self.columns.device)
-        return torch.cat([head, *self.measured, self.columns])
+        numbers = [*self.header, *(0.0 if isinstance(value, Tensor) else value for value in self.measured)]
+        packed = torch.cat([send(torch.tensor(numbers, dtype=torch.float64), self.columns.device), self.columns])
+        for place, value in enumerate(self.measured, len(Header._fields)):
+            if isinstance(value, Tensor):
+                packed[place : place + 1].copy_(value, non_blocking=packed.is_cuda)
+        return packed
 
 
 class Rows:
@@ -138,12 +145,17 @@ class Rows:
     def __init__(self, matrix: Tensor, headers: dict[int, Header]) -> None:
         self.size, self.bytes = len(matrix), matrix.numel() * matrix.element_size()
         self.header = headers
-        self._measured = Measured(*matrix[:, len(Header._fields) : BEFORE_COLUMNS].unbind(dim=1))
+        measured = zip(*matrix[:, len(Header._fields) : BEFORE_COLUMNS].tolist(), strict=True)
+        self._measured = dict(zip(Measured._fields, map(list, measured), strict=True))
         self._columns = matrix[:, BEFORE_COLUMNS:]
-        self._absent = torch.tensor([rank not in headers for rank in range(self.size)])
-        self.finite = [rank for rank, finite in enumerate(self._measured.finite.tolist()) if finite]
-        self.usable = (self._measured.finite == 1) & self._columns.isfinite().all(dim=1)
-        self.distances: list[float] = self._measured.distance.masked_fill(self._absent, math.nan).tolist()
+        self.finite = [rank for rank, finite in enumerate(self._measured["finite"]) if finite]
+        self.usable = torch.tensor([finite == 1 for finite in self._measured["finite"]])
+        self.usable &= self._columns.isfinite().all(dim=1)
+        self.distances = self._told("distance")
+
+    def _told(self, name: str) -> list[float]:
+        """A number of each worker; NaN of a rank that is absent."""
+        return [value if rank in self.header else math.nan for rank, value in enumerate(self._measured[name])]
 
     @property
     def present(self) -> list[int]:
@@ -159,9 +171,14 @@ class Rows:
     def _under_way(self) -> list[int]:
         return [rank for rank, header in self.header.items() if header.reason != Reason.ARRIVAL]
 
-    def came_for(self, reason: Reason) -> list[int]:
-        """Ranks that have come for something."""
-        return [rank for rank, header in self.header.items() if header.reason == reason]
+    def came_for(self, *reasons: Reason) -> list[int]:
+        """Ranks that have come for one of some things."""
+        return [rank for rank, header in self.header.items() if header.reason in reasons]
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether any of those under way has made a step since the last cycle ended."""
+        return any(self.header[rank].since_round for rank in self._under_way)
 
     @property
     def leader(self) -> int:
@@ -174,6 +191,11 @@ class Rows:
         return max(self._under_way or self.present, key=lambda rank: (self.header[rank].rounds, -rank))
 
     @property
+    def rounds(self) -> int:
+        """Rounds started, with the one that begins now."""
+        return 1 + max(header.rounds for header in self.header.values())
+
+    @property
     def behind(self) -> list[int]:
         """Ranks that missed rounds of the others, as those that had joined: their centre is an old one."""
         rounds = self.header[self.witness].rounds
@@ -182,28 +204,29 @@ class Rows:
     @property
     def radius(self) -> float:
         """The largest distance from the centre of a worker whose parameters are finite."""
-        radii = self._measured.radius.tolist()
-        return max((radii[rank] for rank in self.finite), default=0.0)
+        return max((self._measured["radius"][rank] for rank in self.finite), default=0.0)
 
     @property
     def losses(self) -> Tensor:
         """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that is absent."""
-        return self._measured.loss.masked_fill(self._absent, math.nan)
+        return torch.tensor(self._told("loss"), dtype=torch.float64)
 
-    def observed(self, layers: int, needs: frozenset[Column]) -> Observed:
+    def observed(self, layers: int, needs: frozenset[Column], fragment: int = 0) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out.
 
         Args:
             layers: L.
             needs: the columns that the rows have.
+            fragment: see `Observed`.
         """
-        left_out = ~self.usable
         sent = [column for column in Column if column in needs]
         parts = dict(zip(sent, torch.split(self._columns, max(1, layers), dim=1), strict=False))
-        nothing = self._columns.new_zeros(self.size, layers)
-        columns = [parts.get(column, nothing).masked_fill(left_out[:, None], math.nan) for column in Column]
-        reported = [values.masked_fill(left_out, math.nan) for values in self._measured[3:]]
-        return Observed(self.usable, *columns, *reported)
+        columns = [
+            parts[column] if column in parts else self._columns.new_zeros(self.size, layers) for column in Column
+        ]
+        reported = [torch.tensor(self._told(name), dtype=torch.float64) for name in ("loss", "accuracy", "samples")]
+        observed = Observed(self.usable, *columns, *reported, fragment=fragment)
+        return observed if self.usable.all() else observed.without(~self.usable)
 
 
 def headers(matrix: Tensor) -> dict[int, Header]:

@@ -19,11 +19,13 @@ class Due:
         fragment: the part of the model that is averaged; None for all of it.
         within_host: whether the workers of each host average among themselves.
         warm_up: whether all workers become their plain mean.
+        now: whether it was asked for, outside the period: it is over before training goes on.
     """
 
     fragment: int | None = None
     within_host: bool = False
     warm_up: bool = False
+    now: bool = False
 
 
 @dataclass(frozen=True)

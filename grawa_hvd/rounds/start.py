@@ -6,6 +6,7 @@ from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.report import Phases
 from grawa_hvd.rounds.beside import EqualAverage
+from grawa_hvd.rounds.concentration import Concentration
 from grawa_hvd.rounds.hosts import HostGroup, within_host
 from grawa_hvd.rounds.member import Member
 from grawa_hvd.rounds.round import Plan, Round, start_round
@@ -26,6 +27,7 @@ class Starter:
     def __init__(self, member: Member, settings: Settings) -> None:
         self._member, self._settings, self._mix = member, settings, settings.recipe.mix
         self._host: HostGroup | None = None
+        self._concentration = Concentration(settings, member.wire.transport)
 
     def start(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
         """Begin the round that is due; a collective of those who take part.
@@ -35,10 +37,13 @@ class Starter:
             follows: whether this worker has left early, and takes part for the others' sake alone.
 
         Returns:
-            The round; None if it cannot take place: a host's, without all of the host's workers.
+            The round; None if there is none: a host's without all of the host's workers, or one asked for where no
+            worker has moved since the last (of fragments, some have had theirs before that).
         """
         if due.within_host:
             return self._within_host(rows, phases)
+        if due.now and self._settings.fragments == 1 and not rows.has_moved:
+            return None
         plan = Plan(
             list(range(rows.size)), self._member.wire.transport.rank, self._mix.needs, due.fragment,
             overlapped=self._settings.overlaps(due) and not follows, follows=follows, step=self._member.steps,
@@ -49,7 +54,7 @@ class Starter:
         else:
             round_ = self._of_all(rows, plan, phases)
         if due.fragment in (None, self._settings.fragments - 1):
-            self._start_beside(round_, rows, follows)
+            self._start_beside(round_, rows, due, follows)
         return round_
 
     def _of_all(self, rows: Rows, plan: Plan, phases: Phases) -> Round:
@@ -61,6 +66,7 @@ class Starter:
         except AllWorkersDivergedError:
             member.model.estimate.restart()  # for a user who puts back good parameters and goes on
             raise
+        self._concentration.watch(round_.weights, int(rows.usable.sum()))
         return round_
 
     def _within_host(self, rows: Rows, phases: Phases) -> Round | None:
@@ -82,9 +88,15 @@ class Starter:
         complete = len(workers) > 1 and set(workers) <= set(rows.header)
         return self._host if complete and rows.usable[workers].any() else None
 
-    def _start_beside(self, round_: Round, rows: Rows, follows: bool) -> None:
-        """Send what takes part with equal weights: buffers, and the optimizer's state."""
-        buffers, state, wire = self._settings.buffers, self._member.optimizer_state(), self._member.wire
+    def _start_beside(self, round_: Round, rows: Rows, due: Due, follows: bool) -> None:
+        """Send what takes part with equal weights: buffers, and, every so many rounds, the optimizer's state."""
+        settings, wire, buffers = self._settings, self._member.wire, self._settings.buffers
+        number = rows.rounds // settings.fragments
+        is_states_turn = due.warm_up or number % settings.optimizer_state_period == 0
+        state = self._member.optimizer_state() if is_states_turn else {}
+        round_.resets_state = is_states_turn and settings.optimizer_state == "reset" and not due.warm_up
+        if not (buffers.tensors or state):
+            return
         weight = 1 / int(rows.usable.sum()) if rows.usable[wire.transport.rank] else 0.0
         if buffers.tensors:
             average = EqualAverage(buffers.tensors, buffers.variances, weight, wire, "buffers", not follows)

@@ -43,6 +43,7 @@ class Cohort:
     def __init__(self, population: Population, settings: Settings) -> None:
         self._population, self._settings = population, settings
         self._seats = seats(population, settings)
+        settings.check_over(self._seats[0].wire)
         self._observes = Column.NORMS in settings.recipe.mix.needs
         self._fresh = settings.source if self._observes and isinstance(settings.source, FreshScores) else None
         self._steps = self._since_round = 0
@@ -55,8 +56,8 @@ class Cohort:
 
     @property
     def center(self) -> dict[str, Tensor] | None:
-        """Parameter name → its part of the last centre; None before the first round."""
-        return self._seats[0].model.named_center()
+        """Parameter name → its part of the last centre; None before the first round, or if each has its own."""
+        return self._seats[0].model.named_center() if self._settings.has_common_center else None
 
     def take_in(self, found: Found) -> None:
         """Take in what was found for a local step that the optimizer has made, and apply proximity."""
@@ -92,7 +93,7 @@ class Cohort:
 
         Raises:
             AllWorkersDivergedError: if no worker has finite scores and parameters.
-            ValueError: if the policy has another average for each worker.
+            ValueError: if the policy returns a wrong shape or a negative score.
         """
         phases = Phases()
         with phases("scores"):

@@ -17,9 +17,9 @@ class Simulation:
     Attributes:
         state_dict: the plain mean of the workers that have not diverged, for `model.load_state_dict`.
         workers: the workers' own models, stacked: each entry is [M, ...], and its row m is of worker m.
-        center: parameter name → where the workers met last; None if there was no round.
+        center: parameter name → where the workers met last; None if there was no round, or each has its own centre.
         losses: of the batches that each worker trained on, [steps, M].
-        rounds: the report of each round; see `RoundReport`. `step` says when it was.
+        rounds: the report of each round, as worker 0 has it; see `RoundReport`. `step` says when it was.
         evaluations: (step, what `evaluate` returned) pairs, of the mean of the workers.
         seconds: that it took.
     """

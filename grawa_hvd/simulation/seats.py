@@ -55,7 +55,7 @@ class Still:
 def seats(population: Population, settings: Settings) -> list[Seat]:
     """A seat for each worker, with one centre for all: on real ranks each has a copy, bitwise the same.
 
-    Worker 0 is the first to finish a round, and moves it.
+    Worker 0 is the first to finish a round, and moves it. Where workers average with neighbors, each has its own.
 
     Args:
         population: the workers' parameters.
@@ -65,6 +65,8 @@ def seats(population: Population, settings: Settings) -> list[Seat]:
     for worker, transport in enumerate(Turns.of_all(population.size)):
         wire = Wire(transport)
         found.append(Seat(wire, Replica(dict(population.views(worker)), settings, wire)))
+    if not settings.has_common_center:
+        return found
     first = found[0].model.rooms
     # As on real ranks: the average takes the place of a centre that nobody needs any more.
     in_place = isinstance(first.outer, Replace) and first.pull.anchor == "new"

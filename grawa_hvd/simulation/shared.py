@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Mixing, Observed, Recipe
+from grawa_hvd.averaging.policy import Mix, Mixing, Observed, Recipe
 from grawa_hvd.rounds.rows import Header, Rows
 
 
@@ -45,31 +45,20 @@ class SharedRows(Rows):
 
 
 @dataclass(frozen=True)
-class Once(Averaging):
+class Once(Mix):
     """A policy for one round.
 
     Args:
-        mix: the policy; required.
+        mix: the policy.
     """
 
-    mix: Averaging = field(kw_only=True)
+    mix: Mix
     said: list[tuple[Mixing, Any]] = field(init=False, default_factory=list)
 
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
-        """What the policy says.
-
-        Raises:
-            ValueError: if it has not one average for all.
-        """
+        """What the policy says."""
         if not self.said:
-            mixing, after = self.mix(observed, state)
-            if mixing.weights.shape != observed.norms.shape:
-                raise ValueError(
-                    f"averaging must be a policy with one average for all workers, weights [workers, layers], but "
-                    f"{type(self.mix).__name__} has weights of shape {tuple(mixing.weights.shape)}: that is not "
-                    "simulated"
-                )
-            self.said.append((mixing, after))
+            self.said.append(self.mix(observed, state))
         return self.said[0]
 
 
@@ -79,7 +68,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ValueError: if it has pieces that are not known here.
     """
-    known = {"mix", "outer", "pull", "starts_at"}
+    known = {"mix", "outer", "pull", "starts_at", "exchange"}
     defaults = recipe._field_defaults
     unknown = [
         name for name in recipe._fields if name not in known and not _same(getattr(recipe, name), defaults.get(name))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grawa_hvd.averaging.policy import Averaging
+from grawa_hvd.averaging.policy import Mix
 from grawa_hvd.rounds.outer import OuterFactory
 from grawa_hvd.rounds.schedule import Period
 from grawa_hvd.scores import FreshScores, LocalScores
@@ -34,7 +34,7 @@ def simulate(
     optimizer: OptimizerFactory = MOMENTUM_SGD,
     steps: int = 320,
     batch_size: int = 16,
-    averaging: str | Averaging = "lgrawa",
+    averaging: str | Mix = "lgrawa",
     period: Period = 32,
     pull: float = 0.5,
     proximity: float = 0.01,

@@ -8,7 +8,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import Transport
+from grawa_hvd.transport.base import Links, Transport
 
 
 class Turns(Transport):
@@ -16,6 +16,7 @@ class Turns(Transport):
 
     Args:
         sums: those that the workers are making, by name.
+        handed: buffers for neighbors that they have handed in so far, by name.
         rank: this worker's number.
         workers: M.
     """
@@ -25,14 +26,15 @@ class Turns(Transport):
     leave_early = "give every worker as many steps"
     broadcast = "one model for all workers"
 
-    def __init__(self, sums: dict[str, _Sum], rank: int, workers: int) -> None:
-        self._sums, self._rank, self._workers = sums, rank, workers
+    def __init__(self, sums: dict[str, _Sum], handed: dict[str, list[Tensor]], rank: int, workers: int) -> None:
+        self._sums, self._handed, self._rank, self._workers = sums, handed, rank, workers
 
     @classmethod
     def of_all(cls, workers: int) -> list[Turns]:
         """One for each of so many workers."""
         sums: dict[str, _Sum] = {}
-        return [cls(sums, rank, workers) for rank in range(workers)]
+        handed: dict[str, list[Tensor]] = {}
+        return [cls(sums, handed, rank, workers) for rank in range(workers)]
 
     @property
     def rank(self) -> int:
@@ -56,6 +58,15 @@ class Turns(Transport):
         if sum_.parts == self._workers:
             del self._sums[name]
         return _Part(sum_, buffer, self._workers)
+
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _Taken:
+        """Hand a buffer in, for the workers that receive it to take when they wait."""
+        handed = self._handed.setdefault(name, [])
+        handed.append(buffer.clone())
+        if len(handed) == self._workers:
+            del self._handed[name]
+        sent = len(links.targets(self._rank)) * buffer.numel() * buffer.element_size()
+        return _Taken(handed, links.sources[self._rank], sent)
 
     def subgroup(self, workers: Sequence[int]) -> NoReturn:
         """Not here: rounds within hosts are not simulated."""
@@ -90,3 +101,18 @@ class _Part:
     def wait(self) -> None:
         assert self.done() and self._sum.total is not None
         self._buffer.copy_(self._sum.total)
+
+
+class _Taken:
+    """What one worker takes of the buffers of its neighbors."""
+
+    def __init__(self, handed: list[Tensor], sources: list[int], sent: int) -> None:
+        self._handed, self._sources, self.bytes = handed, sources, sent
+
+    def done(self) -> bool:
+        return all(source < len(self._handed) for source in self._sources)
+
+    def wait(self) -> Tensor:
+        assert self.done()
+        parts = [self._handed[source] for source in self._sources]
+        return torch.stack(parts) if parts else self._handed[0].new_empty(0, self._handed[0].numel())

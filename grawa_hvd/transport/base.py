@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -26,6 +27,39 @@ class Work(Protocol):
         Raises:
             MismatchedBuffersError: on every rank, if their buffers differ in length and the backend can tell.
         """
+
+
+@dataclass(frozen=True)
+class Links:
+    """Who receives from whom; the same on every rank.
+
+    Attributes:
+        sources: for each worker the others that it receives from, in order.
+        complete: whether all workers are there; one that is absent neither sends nor receives.
+    """
+
+    sources: list[list[int]]
+    complete: bool = True
+
+    def targets(self, worker: int) -> list[int]:
+        """The workers that receive from one, in order."""
+        return [other for other, sources in enumerate(self.sources) if worker in sources]
+
+
+class Gathering(Protocol):
+    """The buffers of a worker's neighbors, on their way.
+
+    Attributes:
+        bytes: what this worker handed to the backend.
+    """
+
+    bytes: int
+
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> Tensor:
+        """The buffers of the workers that this one receives from, [sources, elements], in their order."""
 
 
 class Transport(ABC):
@@ -73,6 +107,19 @@ class Transport(ABC):
         Args:
             buffer: of one of `dtypes`; the same length on every rank.
             name: the same on every rank; no two sums that are under way at once have the same.
+        """
+
+    @abstractmethod
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> Gathering:
+        """Start to send a flat buffer to the workers that receive from this one, and to receive theirs.
+
+        All workers that are there call this, also those without neighbors: some backends need it.
+
+        Args:
+            buffer: of any type that parameters have; the same length and type on every rank; not written to until its
+                buffers have come.
+            links: who receives from whom.
+            name: see `sum_`.
         """
 
     @abstractmethod

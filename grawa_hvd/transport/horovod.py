@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import MismatchedBuffersError, Transport
+from grawa_hvd.transport.base import Links, MismatchedBuffersError, Transport
 from grawa_hvd.transport.wire import Compression
 
 try:
@@ -88,6 +88,28 @@ class HorovodTransport(Transport):
         _let_join_wait_for(work)
         return work
 
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _Alltoall | _Gathered:
+        """Start an alltoall that sends to neighbors alone; a rank that has joined has none.
+
+        While a rank has joined, Horovod can only allreduce: then every worker that sends has a sum to itself, one after
+        the other, which takes the bytes of all workers. Horovod has no point-to-point messages.
+        """
+        if links.complete:
+            work = _Alltoall(buffer, links, self.rank, f"{self._prefix}.{name}.neighbors", self._process_set)
+            _let_join_wait_for(work)
+            return work
+        senders = sorted({source for sources in links.sources for source in sources})
+        received = buffer.new_empty(len(links.sources[self.rank]), buffer.numel())
+        # Horovod cannot add bfloat16 numbers; with zeros from the others, float32 ones stay what they are.
+        dtype = buffer.dtype if buffer.dtype in self.dtypes else torch.float32
+        for sender in senders:
+            wire = buffer.to(dtype, copy=True) if sender == self.rank else torch.zeros_like(buffer, dtype=dtype)
+            self.sum_(wire, f"{name}.from.{sender}").wait()
+            if sender in links.sources[self.rank]:
+                received[links.sources[self.rank].index(sender)] = wire
+        size = torch.finfo(dtype).bits // 8
+        return _Gathered(received, len(senders) * buffer.numel() * size)
+
     def check_subgroups(self) -> None:
         """Whether process sets can be made, as far as a rank can see by itself.
 
@@ -145,11 +167,47 @@ class _Allreduce:
             raise
 
 
-_under_way: list[_Allreduce] = []
+class _Alltoall:
+    def __init__(self, buffer: Tensor, links: Links, rank: int, name: str, process_set: Any) -> None:
+        self._dtype, self._shape = buffer.dtype, (len(links.sources[rank]), buffer.numel())
+        targets = links.targets(rank)
+        splits = torch.zeros(len(links.sources), dtype=torch.int32)
+        splits[targets] = buffer.numel()
+        # Horovod refuses bfloat16, whose bits travel as well as integers: nothing is added.
+        wire = buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer
+        wire = wire.repeat(len(targets))
+        self.bytes = wire.numel() * wire.element_size()
+        self._handle = hvd.alltoall_async(wire, splits, name=name, process_set=process_set)
+        self._waited = False
+
+    def done(self) -> bool:
+        return self._waited or bool(hvd.poll(self._handle))
+
+    def wait(self) -> Tensor:
+        self._waited = True
+        received, _ = hvd.synchronize(self._handle)
+        found: Tensor = received.view(self._dtype).view(self._shape)
+        return found
 
 
-def _let_join_wait_for(work: _Allreduce) -> None:
-    """Let `hvd.join` wait for an allreduce first: a rank that joins while it takes part in one hangs all ranks.
+class _Gathered:
+    """Buffers that have come."""
+
+    def __init__(self, received: Tensor, sent: int) -> None:
+        self._received, self.bytes = received, sent
+
+    def done(self) -> bool:
+        return True
+
+    def wait(self) -> Tensor:
+        return self._received
+
+
+_under_way: list[_Allreduce | _Alltoall] = []
+
+
+def _let_join_wait_for(work: _Allreduce | _Alltoall) -> None:
+    """Let `hvd.join` wait for a collective first: a rank that joins while it takes part in one hangs all ranks.
 
     `hvd.join` looks its native function up at each call. Replacing that one leaves the user's `hvd.join` as it is, and
     reaches a name that was imported from it.

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import MismatchedBuffersError, Transport
+from grawa_hvd.transport.base import Links, MismatchedBuffersError, Transport
 
 T = TypeVar("T")
 SECONDS = 30.0  # after which a worker that waits for others gives up
@@ -25,7 +25,7 @@ class _World:
         self.condition = threading.Condition()
         self.buffers: defaultdict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
         self.absent: set[int] = set()
-        self.groups: dict[tuple[int, ...], _World] = {}
+        self.groups: dict[tuple[str, int], _World] = {}  # by name, and by how often it was asked for before
 
 
 class LocalTransport(Transport):
@@ -64,12 +64,21 @@ class LocalTransport(Transport):
 
     def sum_(self, buffer: Tensor, name: str) -> _LocalSum:
         """Hand a buffer in; the sum is made by each worker, in order of rank, when it waits."""
+        return _LocalSum(self._world, self._hand_in(buffer, name), buffer)
+
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _LocalGathering:
+        """Hand a buffer in; each worker that receives it takes it when it waits."""
+        sent = len(links.targets(self._rank)) * buffer.numel() * buffer.element_size()
+        key = self._hand_in(buffer, f"{name}.neighbors")
+        return _LocalGathering(self._world, key, buffer, links.sources[self._rank], sent)
+
+    def _hand_in(self, buffer: Tensor, name: str) -> tuple[str, int]:
         key = (name, self._uses[name])
         self._uses[name] += 1
         with self._world.condition:
             self._world.buffers[key][self._rank] = buffer.clone()
             self._world.condition.notify_all()
-        return _LocalSum(self._world, key, buffer)
+        return key
 
     def leave(self) -> None:
         """Be absent from now on, as a rank that has joined: zeros to every sum."""
@@ -78,9 +87,12 @@ class LocalTransport(Transport):
             self._world.condition.notify_all()
 
     def subgroup(self, workers: Sequence[int]) -> LocalTransport:
-        """Some of the workers."""
+        """Some of the workers; asked for again, a group of its own."""
+        name = f"group {list(workers)}"
+        key = (name, self._uses[name])
+        self._uses[name] += 1
         with self._world.condition:
-            world = self._world.groups.setdefault(tuple(workers), _World(len(workers)))
+            world = self._world.groups.setdefault(key, _World(len(workers)))
         rank = workers.index(self._rank) if self._rank in workers else -1
         return LocalTransport(world, rank, [self._names[w] for w in workers], [self._hosts[w] for w in workers])
 
@@ -107,6 +119,21 @@ class _LocalSum:
         for part in parts[1:]:
             total += part
         self._buffer.copy_(total)
+
+
+class _LocalGathering:
+    def __init__(self, world: _World, key: tuple[str, int], buffer: Tensor, sources: list[int], sent: int) -> None:
+        self._world, self._key, self._buffer, self._sources, self.bytes = world, key, buffer, sources, sent
+
+    def done(self) -> bool:
+        return self._world.buffers[self._key].keys() >= set(self._sources)
+
+    def wait(self) -> Tensor:
+        with self._world.condition:
+            if not self._world.condition.wait_for(self.done, SECONDS):
+                raise TimeoutError(f"{self._key}: only {sorted(self._world.buffers[self._key])} came")
+            parts = [self._world.buffers[self._key][source] for source in self._sources]
+        return torch.stack(parts) if parts else self._buffer.new_empty(0, self._buffer.numel())
 
 
 def run_workers(size: int, work: Callable[[LocalTransport], T], hosts: Sequence[str] | None = None) -> list[T]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.algorithms.join import Join, Joinable, JoinHook, _JoinConfig
 from torch.nn.parallel import DistributedDataParallel
 
-from grawa_hvd.transport.base import Transport, named
+from grawa_hvd.transport.base import Links, Transport, named
 
 
 class TorchTransport(Transport):
@@ -47,7 +47,10 @@ class TorchTransport(Transport):
         self._joinable: Any = None
         self._ranks = dist.get_process_group_ranks(process_group) if is_member else []
         # NCCL alone takes nothing that lies in host memory.
-        self._takes_host_memory = is_member and "cpu:" in dist.get_backend_config(process_group)
+        backends = dist.get_backend_config(process_group) if is_member else ""
+        self._takes_host_memory = "cpu:" in backends
+        # Gloo adds what lies on a GPU, but sends to a neighbor from host memory alone.
+        self._sends_from_gpu = "cuda:gloo" not in backends
 
     @property
     def rank(self) -> int:
@@ -103,6 +106,18 @@ class TorchTransport(Transport):
             return _AllReduce(buffer, buffer.cuda(), self.group)
         return _AllReduce(buffer, buffer, self.group)
 
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _Gathering:
+        """Start to send to neighbors and to receive from them, point to point."""
+        wire = buffer
+        if buffer.is_cpu and not self._takes_host_memory:
+            wire = buffer.cuda()
+        elif buffer.is_cuda and not self._sends_from_gpu:
+            wire = buffer.cpu()
+        sources, targets = (
+            [self._ranks[m] for m in peers] for peers in (links.sources[self.rank], links.targets(self.rank))
+        )
+        return _Gathering(buffer, wire, sources, targets, self.group)
+
     def check_subgroups(self) -> None:
         """Whether groups can be made: torch makes one with all processes.
 
@@ -150,6 +165,27 @@ class _AllReduce:
         self._work.wait()
         if self._wire is not self._buffer:
             self._buffer.copy_(self._wire)
+
+
+class _Gathering:
+    def __init__(self, buffer: Tensor, wire: Tensor, sources: list[int], targets: list[int], group: Any) -> None:
+        self._device, self._wire = buffer.device, wire
+        self.bytes = len(targets) * wire.numel() * wire.element_size()
+        self._received = wire.new_empty(len(sources), wire.numel())
+        operations = [dist.P2POp(dist.isend, wire, target, group) for target in targets]
+        operations += [
+            dist.P2POp(dist.irecv, row, source, group) for row, source in zip(self._received, sources, strict=True)
+        ]
+        self._works = dist.batch_isend_irecv(operations) if operations else []
+
+    def done(self) -> bool:
+        return all(work.is_completed() for work in self._works)
+
+    def wait(self) -> Tensor:
+        # With NCCL the current stream waits, and the host goes on.
+        for work in self._works:
+            work.wait()
+        return self._received.to(self._device)
 
 
 def _group_of(device_mesh: Any) -> Any:

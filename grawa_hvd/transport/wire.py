@@ -154,8 +154,17 @@ class Wire:
 
     def describe(self) -> list[str]:
         """A line for each thing that ranks must agree on."""
-        name = getattr(self._compression, "__name__", type(self._compression).__name__)
-        return [f"compression={name}"]
+        return [f"compression={self.compression}"]
+
+    @property
+    def compression(self) -> str:
+        """The name of the compressor."""
+        return str(getattr(self._compression, "__name__", type(self._compression).__name__))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether everything travels as it is."""
+        return self._compression is Uncompressed
 
     def sum_(self, buffer: Tensor, name: str, exact: bool = False) -> Sum:
         """Start the sum of a flat buffer over the workers, in place.

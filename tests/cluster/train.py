@@ -61,6 +61,8 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     model = Model()
     if "compression" in options:
         options = {**options, "compression": getattr(grawa_hvd.Compression, options["compression"])}
+    if isinstance(options["averaging"], dict):
+        options = {**options, "averaging": grawa_hvd.averaging.Decentralized(**options["averaging"])}
     optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
         torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), model.named_parameters(), **options
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -133,6 +134,33 @@ def test_a_round_averages_the_state_of_the_optimizer(kind: Any) -> None:
             for key, value in state.items():
                 mean = torch.stack([other[number][key] for other in own]).double().mean(dim=0)
                 torch.testing.assert_close(value.double(), mean, rtol=2 * WORKERS * EPSILON, atol=1e-30)
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_state_is_averaged_or_made_anew_every_so_many_rounds(fragments: int) -> None:
+    def work(transport: LocalTransport, kind: str, steps: int) -> tuple[list[float], list[Tensor]]:
+        _, optimizer = trained(
+            transport, torch.optim.AdamW, steps=steps, period=2, fragments=fragments, optimizer_state=kind,
+            optimizer_state_period=2,
+        )  # fmt: skip
+        states = list(optimizer.state.values())
+        return [float(state["step"]) for state in states], [state["exp_avg"] for state in states]
+
+    for kind, steps, is_turn in [("average", 2, False), ("average", 4, True), ("reset", 3, False), ("reset", 5, True)]:
+        (counts, own), *others = run_workers(WORKERS, functools.partial(work, kind=kind, steps=steps))
+        if kind == "reset":
+            assert counts == [1.0 if is_turn else 3.0] * 4
+        else:
+            alike = [all(map(torch.equal, own, other)) for _, other in others]
+            assert alike == [is_turn] * (WORKERS - 1)
+
+
+def test_warming_up_keeps_the_state() -> None:
+    def work(transport: LocalTransport) -> list[float]:
+        _, optimizer = trained(transport, torch.optim.AdamW, steps=3, period=8, warmup_steps=3, optimizer_state="reset")
+        return [float(state["step"]) for state in optimizer.state.values()]
+
+    assert run_workers(WORKERS, work) == [[3.0] * 4] * WORKERS
 
 
 def test_a_round_may_make_the_state_anew() -> None:

@@ -144,8 +144,8 @@ def test_both_kinds_of_results_become_samples() -> None:
     assert (ours.method, ours.size, ours.compute, ours.cluster.bandwidth) == (Method("models", 4), 40, 2.0, 1e9)
     assert (probe.method, probe.size, probe.cluster.hosts) == (Method("allreduce"), 1024, 3)
     rows = [{"name": name, "seconds": quartiles} for name in ("bare hvd.allreduce_", "grawa_hvd LGRAWA", "another")]
-    round_cell = {"ranks": 4, "hosts": 1, "model": "m", "model_bytes": 8, "rows": rows}
-    bare, whole = samples({"runs": [{"processors": 2, "cells": [round_cell]}]})
+    round_cell = {"ranks": 4, "hosts": 1, "model": "m", "model_bytes": 8, "transport": "horovod", "rows": rows}
+    bare, whole = samples({"runs": [{"processors": 2, "cells": [round_cell, {**round_cell, "transport": "torch"}]}]})
     assert (bare.method, whole.method, whole.compute) == (Method("allreduce"), Method("round"), 0.0)
     assert bare.cluster.share == 2
 

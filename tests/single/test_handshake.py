@@ -18,9 +18,9 @@ from grawa_hvd.transport.local import LocalTransport, run_workers
 
 def row(reason: Reason, terms: Terms, columns: int = 2, handshakes: int = 0, **place: int) -> Row:
     header = Header(reason, terms.digest, handshakes=handshakes, length=4, **place)
-    measured = Measured(*torch.tensor([0.0, 1.0, 1.0, 3.0, 4.0, 5.0], dtype=torch.float64).split(1))
+    measured = Measured(0.0, 1.0, torch.tensor(True), 3.0, 4.0, torch.tensor(5.0))
     if reason is Reason.NOTHING:
-        measured = Measured.nothing(torch.device("cpu"))
+        measured = Measured()
     return Row(header, measured, torch.full((columns,), 7.0, dtype=torch.float64))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import grawa_hvd
-from grawa_hvd.averaging import Averaging, Mixing, Observed, Uniform
+from grawa_hvd.averaging import Decentralized, Mixing, Observed, Uniform
 from grawa_hvd.simulation import Simulation, batches, simulate, split
 
 MSE = nn.functional.mse_loss
@@ -182,14 +182,6 @@ def test_a_pair_is_dealt_out_in_equal_parts() -> None:
     assert [x.tolist() for x, _ in parts] != [x.tolist() for x, _ in split(inputs, targets, 3, seed=2)]
 
 
-class Graph(Averaging):
-    """Each worker has an average of its own, of its neighbours."""
-
-    def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
-        workers, layers = observed.norms.shape
-        return Mixing(torch.full((workers, workers, layers), 1 / workers), observed.norms), state
-
-
 def by_dimensions(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.1},
@@ -222,7 +214,8 @@ def by_dimensions(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         ({"optimizer": partial(torch.optim.Muon, lr=0.1)}, "Muon only supports 2D"),
         ({"optimizer": torch.optim.Adafactor}, "for those of all workers are stacked: Adafactor, as it was given"),
         ({"optimizer": by_dimensions}, "and not by their shape, .*: SGD, as it was given, does not"),
-        ({"averaging": Graph()}, r"one average for all workers.* Graph has weights of shape \(2, 2, 4\)"),
+        ({"averaging": Decentralized("hypercube"), "shards": SHARDS + SHARDS[:1]}, "hypercube"),
+        ({"averaging": Decentralized(), "outer_momentum": 0.5}, "outer_momentum must be left out"),
     ],
 )
 def test_what_cannot_be_simulated_is_refused_by_name(options: dict[str, Any], message: str) -> None:

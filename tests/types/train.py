@@ -30,7 +30,8 @@ def train(model: nn.Module) -> None:
         torch.optim.SGD(model.parameters(), lr=0.1),
         model.named_parameters(),
         averaging=LossWeighted(floor=0.1),
-        scores=grawa_hvd.FreshScores(lambda: None),
+        scores=grawa_hvd.HeldOutScores(lambda: 0.5),
+        period=grawa_hvd.QSR(4, 0.2, lr=lambda step: 0.1),
     )
     assert_type(optimizer, grawa_hvd.GrawaOptimizer)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3)
@@ -40,12 +41,14 @@ def train(model: nn.Module) -> None:
         optimizer.step()
     optimizer.report(loss=torch.ones(()), samples=8)
     scheduler.step()
+    optimizer.round_now()
     assert_type(optimizer.rounds, int)
     assert_type(optimizer.last_round, "grawa_hvd.RoundReport | None")
     assert_type(optimizer.center, "dict[str, Tensor] | None")
     evaluate(optimizer)
     # Each of these is an error that a checker finds: without it, the ignore is one.
     optimizer.report(loss="low")  # type: ignore[arg-type]
+    optimizer.consensus(weights="plain")  # type: ignore[arg-type]
     optimizer.rounds = 3  # type: ignore[misc]
     print(optimizer.last_round.step)  # type: ignore[union-attr]
     grawa_hvd.DistributedGrawaOptimizer(optimizer, periods=3)  # type: ignore[call-arg]
@@ -53,7 +56,7 @@ def train(model: nn.Module) -> None:
 
 def evaluate(optimizer: grawa_hvd.SupportsAveraging) -> None:
     """What looks at the mean alone."""
-    with optimizer.consensus():
+    with optimizer.consensus(), optimizer.consensus(weights="last"):
         pass
 
 

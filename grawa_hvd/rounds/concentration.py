@@ -1,0 +1,62 @@
+"""A warning where weights by gradient norms stay on few workers."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor
+
+from grawa_hvd.averaging.norms import NormAveraging
+from grawa_hvd.caller import stacklevel
+from grawa_hvd.scores import HeldOutScores
+from grawa_hvd.settings import Settings
+from grawa_hvd.transport.base import Transport
+
+ROUNDS = 3  # in one round a worker may have had easy batches
+
+
+class Concentration:
+    """Watches the effective number of workers, 1/Σ_m β[m]², on average over layers.
+
+    It warns once where that stays below half of the workers for `ROUNDS` rounds running. Of two workers it never does.
+    Policies of other scores, and scores on a batch that all workers share, may well pick few workers for good reasons.
+
+    Args:
+        settings: what the user asked for.
+        transport: the workers, for the message.
+    """
+
+    def __init__(self, settings: Settings, transport: Transport) -> None:
+        self._mix, self._transport = settings.recipe.mix, transport
+        self._watches = isinstance(self._mix, NormAveraging) and not isinstance(settings.source, HeldOutScores)
+        self._running = 0
+
+    def watch(self, weights: Tensor, workers: int) -> None:
+        """Take in the weights of a round.
+
+        Args:
+            weights: β, [M, its layers].
+            workers: how many of the M take part and have not diverged.
+        """
+        if not self._watches:
+            return
+        effective = float(weights.square().sum(dim=0).reciprocal().mean())
+        self._running = self._running + 1 if workers > 2 and effective < workers / 2 else 0
+        if self._running == ROUNDS:
+            self._watches = False
+            self._warn(effective, weights.mean(dim=1), workers)
+
+    def _warn(self, effective: float, share: Tensor, workers: int) -> None:
+        order = share.argsort(descending=True)
+        fewest = int((share[order].cumsum(dim=0) <= 0.5).sum()) + 1  # that have more than half together
+        leaders = sorted(order[:fewest].tolist())
+        name = type(self._mix).__name__
+        warnings.warn(
+            f"the weights of {name} stay on few workers: in {ROUNDS} rounds running they were as good as "
+            f"{effective:.1f} of {workers} workers (1/Σβ², mean over layers), and {share[leaders].sum():.0%} of the "
+            f"weight of the last was on {self._transport.label(leaders)}. A worker whose data is easy, as with few "
+            "classes, has small gradients and takes over, which costs accuracy where workers' data differ. If yours "
+            f"differ, use averaging={name}(floor=1.0), scores=grawa_hvd.HeldOutScores(…) on a batch that all workers "
+            'share, or averaging="uniform"',
+            stacklevel=stacklevel(),
+        )
