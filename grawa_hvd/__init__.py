@@ -14,6 +14,7 @@ from grawa_hvd.transport.wire import Compression
 
 if TYPE_CHECKING:
     from grawa_hvd.optimizer import DistributedGrawaOptimizer
+    from grawa_hvd.simulation import simulate
 
 with suppress(ImportError):  # of kernels that were built for another torch: `python -m grawa_hvd` says so
     from grawa_hvd import ops, scores
@@ -47,6 +48,7 @@ __all__ = [
     "averaging",
     "ops",
     "scores",
+    "simulate",
     "tensorboard",
 ]
 
@@ -59,6 +61,7 @@ _MODULE_OF = {
     "LocalScores": "scores",
     "ops": "ops",
     "scores": "scores",
+    "simulate": "simulation",
 }
 
 
