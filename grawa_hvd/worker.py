@@ -221,7 +221,7 @@ class Worker:
         if round_.diverged:
             member.wrapped.reset_state()
             member.model.estimate.restart()  # from what it saw while the round was under way
-            if not round_.within_host:
+            if round_.is_of_part:
                 # The other fragments too: one left at NaN would soon poison this one again.
                 member.model.rooms.puller.pull_(1.0)
         elif round_.resets_state:

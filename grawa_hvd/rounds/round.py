@@ -56,6 +56,7 @@ class Round:
     Attributes:
         weights: how much the workers count in the mean of all, one column a layer that is averaged.
         beside: what takes part with equal weights.
+        is_of_part: whether it is of one fragment of the model.
         resets_state: whether the optimizer's state is to be made anew after the round.
     """
 
@@ -72,7 +73,7 @@ class Round:
         self.diverged, self.within_host, self.weights = diverged, report.within_host, report.weights
         self._incoming: list[Incoming] = []
         self.beside: list[EqualAverage] = []
-        self.resets_state = False
+        self.is_of_part = self.resets_state = False
         self._snapshot: Snapshot | None = None
         layout = rooms.layout
         self._distances = torch.zeros(len(layout.parameters), dtype=torch.float64, device=layout.device)
@@ -86,6 +87,7 @@ class Round:
             overlapped: whether training goes on before `finish`.
         """
         rooms, layout = self._rooms, self._rooms.layout
+        self.is_of_part = fragment is not None
         numbers = [number for number, bucket in enumerate(layout.buckets) if fragment in (None, bucket.fragment)]
         with self._phases("pack"):
             if overlapped and not self.diverged:

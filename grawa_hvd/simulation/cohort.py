@@ -163,6 +163,4 @@ class Cohort:
         if round_.diverged:
             self._population.reset_state(number)
             self._seats[number].model.estimate.restart()
-            # After a round of the warm-up too: as `Worker` does.
-            self._seats[number].model.rooms.puller.pull_(1.0)
         return report

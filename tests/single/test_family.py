@@ -189,3 +189,19 @@ def test_reports_tell_the_step_at_which_a_round_began_in_the_warm_up_too() -> No
         return rounds
 
     assert run_workers(2, work) == [[1, 2, 6, 10]] * 2
+
+
+def test_a_worker_that_diverges_in_the_warm_up_becomes_the_mean_and_not_an_old_centre() -> None:
+    def work(transport: LocalTransport) -> list[float]:
+        model, found = nn.ParameterList([torch.zeros(2)]), []
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters(), process_group=transport,
+            averaging="diloco", warmup_steps=4, period=2, proximity=0.0,
+        )  # fmt: skip
+        for step in range(3):
+            model[0].grad = torch.full((2,), torch.nan if (transport.rank, step) == (1, 2) else -1.0)
+            optimizer.step()
+            found.append(model[0][0].item())
+        return found
+
+    assert run_workers(3, work) == [[1.0, 2.0, 3.0]] * 3
