@@ -40,10 +40,11 @@ def load(member: Member, state: dict[str, Any], numbers: dict[int, int]) -> None
     member.lay_out()
     member.model.load(state, numbers)
     member.reported.load(state["reported"])
-    member.steps, member.rounds, member.memory = state["steps"], state["rounds"], state["policy"]
-    weights = state.get("weights")  # version 3 had none at first; and the run may have had other workers or layers
-    fits = weights is not None and weights.shape == (member.wire.transport.size, len(member.model.layout.layer_names))
-    member.weights = weights if fits else None
+    member.steps, member.rounds = state["steps"], state["rounds"]
+    weights = state.get("weights")  # version 3 had none at first
+    shape = (member.wire.transport.size, len(member.model.layout.layer_names))
+    is_of_others = weights is not None and weights.shape != shape  # the run had other workers or layers
+    member.weights, member.memory = (None, None) if is_of_others else (weights, state["policy"])
     member.length = member.length or state["length"]
     # The period may have been another.
     member.since_round = state["since_round"] % member.length if member.length else state["since_round"]

@@ -55,8 +55,6 @@ class EDiT(Averaging):
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
         """See `Mix`; what is remembered is what `init` says."""
         way = observed.displacements
-        if state.shape[1:] != way.shape:  # the workers of one host: what is remembered is of all
-            return super().__call__(observed, ())[0], state
         mean, variance, rounds = state
         is_outlier = (rounds >= self.warmup) & (way - mean > self.threshold * variance.sqrt())
         kept = ~is_outlier & way.isfinite()

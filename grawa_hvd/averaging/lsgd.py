@@ -41,10 +41,9 @@ class LSGD(Averaging):
 
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
         """See `Mix`; what is remembered are the losses of the last rounds, [window, M], the newest last."""
-        is_of_all = state.size(1) == len(observed.losses)
-        recent = torch.cat([state[1:], observed.losses[None]]) if is_of_all else observed.losses[None]
+        recent = torch.cat([state[1:], observed.losses[None]])
         mixing, _ = super().__call__(replace(observed, losses=recent.nanmean(dim=0)), ())
-        return mixing, recent if is_of_all else state
+        return mixing, recent
 
     def scores(self, observed: Observed) -> Tensor:
         """The mean losses, the same for every layer."""

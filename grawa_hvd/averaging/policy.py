@@ -43,8 +43,8 @@ class Observed:
         usable: which workers are not left out, bool, [M].
         norms: estimated gradient norms ê, [M, L]; 0 where a layer had no gradient, and for a policy that does not need
             them.
-        displacements: distances from the last centre, ‖x − c‖, [M, L]; 0 where there is none, and for a policy that
-            does not need them.
+        displacements: distances from the last centre, ‖x − c‖, [M, L]; 0 where there is none, in layers that a
+            fragment's round does not average, and for a policy that does not need them.
         losses: mean loss that each worker reported since the last round, [M]; NaN where none was reported.
         accuracies: likewise the mean accuracy, [M].
         samples: likewise the number of samples processed, [M].
@@ -69,6 +69,13 @@ class Observed:
         """The same with NaN in the rows of some workers, bool, [M]."""
         told = self._of_each(lambda values: values.masked_fill(left_out.view(-1, *[1] * (values.dim() - 1)), torch.nan))
         return replace(told, usable=self.usable)
+
+    def in_layers(self, layers: list[int]) -> Observed:
+        """The same with displacements 0 in other layers than some, which a fragment's round averages."""
+        others = torch.ones(self.displacements.shape[1], dtype=torch.bool)
+        others[layers] = False
+        displacements = torch.where(others & self.usable[:, None], 0.0, self.displacements)
+        return replace(self, displacements=displacements)
 
     def _of_each(self, made: Callable[[Tensor], Tensor]) -> Observed:
         kept: dict[str, Any] = {name: made(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -146,7 +153,10 @@ class Mix(ABC):
         return Recipe(self)
 
     def init(self, workers: int, layers: int) -> Any:
-        """What the policy remembers from round to round, before the first; nothing, for nearly all."""
+        """What the policy remembers from round to round, before the first; nothing, for nearly all.
+
+        A round within a host begins with this too, for its workers, and leaves nothing to remember.
+        """
         return ()
 
     @abstractmethod

@@ -204,6 +204,8 @@ def start_round(rooms: Rooms, rows: Rows, plan: Plan, mix: Mix, state: Any, phas
     layout = rooms.layout
     with phases("scores"):
         observed = rows.observed(len(layout.layer_names), plan.columns, plan.fragment or 0).of(plan.members)
+        if plan.fragment is not None:
+            observed = observed.in_layers(layout.layers_of[plan.fragment])
         mixing, state = mix(observed, state)
     report = RoundReport(
         mixing.of(plan.own), mixing.scores, layout.layer_names, rows.losses[plan.members], rows.bytes, rows.distances,

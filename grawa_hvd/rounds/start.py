@@ -40,8 +40,6 @@ class Starter:
             The round; None if there is none: a host's without all of the host's workers, or one asked for where no
             worker has moved since the last (of fragments, some have had theirs before that).
         """
-        if self._member.memory is None:
-            self._member.memory = self._mix.init(rows.size, len(self._member.model.layout.layer_names))
         if due.within_host:
             return self._within_host(rows, phases)
         if due.now and self._settings.fragments == 1 and not rows.has_moved:
@@ -61,6 +59,8 @@ class Starter:
 
     def _of_all(self, rows: Rows, plan: Plan, phases: Phases) -> Round:
         member = self._member
+        if member.memory is None:
+            member.memory = self._mix.init(rows.size, len(member.model.layout.layer_names))
         try:
             round_, member.memory = start_round(member.model.rooms, rows, plan, self._mix, member.memory, phases)
         except AllWorkersDivergedError:
@@ -76,7 +76,8 @@ class Starter:
         rooms = member.model.plain_rooms("host", Wire(group.transport), self._settings.pull)
         own = group.workers.index(member.wire.transport.rank)
         plan = Plan(group.workers, own, self._mix.needs, within_host=True, step=member.steps)
-        return start_round(rooms, rows, plan, self._mix, member.memory, phases)[0]
+        nothing = self._mix.init(len(group.workers), len(member.model.layout.layer_names))
+        return start_round(rooms, rows, plan, self._mix, nothing, phases)[0]
 
     def _host_of(self, rows: Rows) -> HostGroup | None:
         """This host's workers, if there are several, all of them have come, and any has not diverged."""

@@ -52,6 +52,30 @@ def test_outer_momentum_goes_on_bitwise_from_a_checkpoint(change: Any) -> None:
         assert torch.equal(whole, again)
 
 
+@pytest.mark.parametrize("averaging", ["lsgd", "edit"])
+def test_what_a_policy_remembers_of_other_workers_is_not_taken_over(averaging: str) -> None:
+    """From the checkpoint of 3 workers, 2 go on with a memory of their own."""
+
+    def work(transport: LocalTransport, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        model = nn.ParameterList([torch.zeros(3)])
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), process_group=transport, period=2,
+            averaging=averaging,
+        )  # fmt: skip
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for _ in range(6):
+            model[0].grad = torch.full((3,), 1.0 + transport.rank)
+            optimizer.report(loss=1.0)
+            optimizer.step()
+        return optimizer.state_dict()
+
+    saved = run_workers(3, work)[0]
+    for state in run_workers(2, lambda transport: work(transport, saved)):
+        assert state["grawa"]["policy"].size(1) == 2
+        assert (state["grawa"]["policy"][-1] > 0).all()
+
+
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be one of \(1, 2, 3\), but is 4"):
         checkpoint.current({"version": 4})
