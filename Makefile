@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 SETUP = timeout 1800 $(PYTHON) scripts/setup_environment.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH)) --extras
 CSRC = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 NP ?= 2 4
+JOBS ?= 2
 TRANSPORT ?= horovod torch
 # In a launch of its own: after hundreds of other tests in one job, Horovod's making of process sets has hung (Gloo's
 # limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
@@ -69,7 +70,7 @@ readme: ## put the tables of the committed results into README.md and docs/
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with that torch; TRANSPORT=torch: over that alone
 	@$(SETUP) test examples
 	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
-	timeout 1200 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
+	timeout 1500 $(BIN)/python -m pytest tests/single -n $(JOBS) --dist loadfile $(ARGS) || failed=1; \
 	$(if $(filter horovod,$(TRANSPORT)), \
 	  timeout 2600 $$run --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
 	  timeout 900 $$run --timeout 400 $(HOSTS) $(ARGS) || failed=1;) \

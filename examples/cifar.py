@@ -123,6 +123,11 @@ def evaluate(model: nn.Module, data: Source, peers: Peers) -> float:
     return right_of_all / seen_of_all
 
 
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Of a batch."""
+    return functional.cross_entropy(model(images), labels)
+
+
 def train(workers: Workers, data: Source, options: argparse.Namespace, peers: Peers, log: Log) -> None:
     """The run, from its start or from a checkpoint."""
     budget = Budget(options.epochs * data.steps, options.minutes, peers)
@@ -138,7 +143,7 @@ def train(workers: Workers, data: Source, options: argparse.Namespace, peers: Pe
         with budget.running():
             for images, labels in log.bar(data.training(epoch), data.steps, epoch):
                 workers.set_lr(lr(budget.fraction))
-                losses.append(workers.step(lambda model, x=images, y=labels: functional.cross_entropy(model(x), y)))
+                losses.append(workers.step(partial(loss_of, images=images, labels=labels), len(images)))
                 if budget.take_step():
                     break
         epoch += 1

@@ -129,7 +129,7 @@ def train(name: str, data: Data, seed: int, options: argparse.Namespace, peers: 
             optimizer.zero_grad()
             loss = functional.cross_entropy(trained(data.images[batch]), data.labels[batch])
             loss.backward()
-            report(optimizer, loss)
+            report(optimizer, loss, len(batch))
             optimizer.step()
             meter.after_step()
         wait_for(data.images.device)
@@ -169,10 +169,10 @@ def distributed(
     return model, averaging, meter
 
 
-def report(optimizer: Any, loss: Tensor) -> None:
-    """Tell the policies that go by losses; the baseline has none."""
+def report(optimizer: Any, loss: Tensor, samples: int) -> None:
+    """Tell the policies that go by losses or samples; the baseline has none."""
     if hasattr(optimizer, "report"):
-        optimizer.report(loss=loss)
+        optimizer.report(loss=loss, samples=samples)
 
 
 def evaluation(optimizer: Any) -> AbstractContextManager[None]:

@@ -160,7 +160,7 @@ def train(workers: Workers, text: Text, options: argparse.Namespace, peers: Peer
         with budget.running():
             for batch in log.bar(windows, options.evaluate_every, epoch):
                 workers.set_lr(options.lr * cosine(budget.fraction, options.warmup, last=0.1))
-                losses.append(workers.step(lambda model, x=batch: next_byte_loss(model, x)))
+                losses.append(workers.step(lambda model, x=batch: next_byte_loss(model, x), len(batch)))
                 if budget.take_step():
                     break
         epoch += 1

@@ -173,15 +173,15 @@ class Workers:
         self.plain, self._peers = plain, peers
         self.model, self.optimizer = parts[0], parts[1]
         self.meter: Meter = parts[2]
-        # Policies may go by losses; who shares gradients has no use for them.
-        self._report: Callable[..., None] = getattr(self.optimizer, "report", lambda loss: None)
+        # Policies may go by losses and samples; who shares gradients has no use for them.
+        self._report: Callable[..., None] = getattr(self.optimizer, "report", lambda **told: None)
 
-    def step(self, loss_of: Loss) -> Tensor:
-        """One training step on the loss that `loss_of` computes with the model that it is given; returns the loss."""
+    def step(self, loss_of: Loss, samples: int) -> Tensor:
+        """One training step on the loss of so many samples, which `loss_of` computes with a model; returns the loss."""
         self.optimizer.zero_grad()
         loss = loss_of(self.model)
         loss.backward()
-        self._report(loss=loss)
+        self._report(loss=loss, samples=samples)
         self.optimizer.step()
         self.meter.after_step()
         return loss.detach()
@@ -230,7 +230,7 @@ class SAMWorkers(Workers):
         super().__init__(plain, parts, peers)
         self._sam = sam
 
-    def step(self, loss_of: Loss) -> Tensor:
+    def step(self, loss_of: Loss, samples: int) -> Tensor:
         from pytorch_optimizer import disable_running_stats, enable_running_stats  # noqa: PLC0415
 
         self._sam.zero_grad()
@@ -238,7 +238,7 @@ class SAMWorkers(Workers):
         with self.model.no_sync() if hasattr(self.model, "no_sync") else nullcontext():
             loss = loss_of(self.model)
             loss.backward()
-        self._report(loss=loss)
+        self._report(loss=loss, samples=samples)
         disable_running_stats(self.plain)
         self._sam.step(lambda: loss_of(self.model).backward())
         enable_running_stats(self.plain)

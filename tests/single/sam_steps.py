@@ -34,7 +34,7 @@ def main() -> None:
     nn.init.ones_(model.weight)
     workers = optimizers.distribute(model, model.parameters(), partial(torch.optim.SGD, lr=LR), options, peers)
     for inputs, targets in zip(*data(peers.rank), strict=True):
-        workers.step(lambda net, x=inputs, y=targets: (net(x) - y).square().mean())
+        workers.step(lambda net, x=inputs, y=targets: (net(x) - y).square().mean(), len(inputs))
     if peers.rank == 0:
         options.file.write_text(json.dumps(model.weight.tolist()))
     peers.stop()
