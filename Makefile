@@ -67,7 +67,7 @@ readme: ## put the tables of the committed results into README.md and docs/
 	$(BIN)/python -m benchmarks.readme $(ARGS)
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with that torch; TRANSPORT=torch: over that alone
-	@$(SETUP) test examples
+	@$(SETUP) test examples flatness
 	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
 	timeout 1200 $(BIN)/python -m pytest tests/single $(ARGS) || failed=1; \
 	$(if $(filter horovod,$(TRANSPORT)), \
