@@ -60,7 +60,7 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples
-	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
+	timeout 600 $(BIN)/python -m benchmarks.cost_model_report $(ARGS)
 
 readme: ## put the tables of the committed results into README.md and docs/
 	@$(SETUP) examples

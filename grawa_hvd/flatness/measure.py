@@ -153,7 +153,7 @@ def _own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
 @contextmanager
 def _counted(hessian: Any, total: int, shown: bool) -> Iterator[Product]:
     """Products with the Hessian, each a step of a progress bar."""
-    from tqdm import tqdm  # noqa: PLC0415  (curvlinops brings it)
+    from tqdm import tqdm  # noqa: PLC0415  (an extra)
 
     with tqdm(total=total, desc="Hessian products", disable=not shown) as bar:
 

@@ -74,11 +74,12 @@ def test_the_version_stands_in_one_place(metadata: Message) -> None:
 
 
 def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
-    """Horovod where it is used: an extra."""
-    required = {re.split(r"[^\w-]", entry)[0]: entry for entry in metadata.get_all("Requires-Dist", [])}
-    always = {name for name, entry in required.items() if "extra ==" not in entry}
+    """What some users need is an extra: Horovod, and what measures flatness."""
+    required = [(re.split(r"[^\w-]", entry)[0], entry) for entry in metadata.get_all("Requires-Dist", [])]
+    always = {name for name, entry in required if "extra ==" not in entry}
     assert always == {"torch"}
-    assert 'extra == "horovod"' in required["horovod"]
+    extras = {name for name, entry in required if re.search(r'extra == "(horovod|flatness)"', entry)}
+    assert extras == {"horovod", "curvlinops-for-pytorch", "tqdm"}
     imported = set()
     for file in (ROOT / "grawa_hvd").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -86,7 +87,7 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
                 imported.add(str(node.module).partition(".")[0])
             elif isinstance(node, ast.Import):
                 imported.update(alias.name.partition(".")[0] for alias in node.names)
-    assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, "horovod"}
+    assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, "horovod", "curvlinops", "tqdm"}
 
 
 def test_the_extension_carries_no_debug_information() -> None:
