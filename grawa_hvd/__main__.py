@@ -1,6 +1,6 @@
 """`python -m grawa_hvd`: what is installed, what it was built with, and what is missing for full speed.
 
-`plan` says what period keeps communication small.
+`plan` says what period keeps communication small, `doctor` checks this machine before a run.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from grawa_hvd import installation, plan
+from grawa_hvd import doctor, installation, plan
 
-COMMANDS = {"plan": plan}
+COMMANDS = {"plan": plan, "doctor": doctor}
 
 
 def main(arguments: list[str] | None = None) -> int:
