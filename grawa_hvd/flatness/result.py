@@ -35,7 +35,7 @@ class Flatness:
         frobenius_norm: ‖H‖_F: what H has in the directions of Lanczos, which is exact, and an estimate of the rest.
         trace: of H, likewise.
         largest_eigenvalue: of the pseudo-eigenvalues; H's own is as large or larger. The error is no standard error: an
-            eigenvalue of H lies within it.
+            eigenvalue of H lies within it, but for rounding.
         gradient_norm: ‖gradient‖; exact.
         loss: the mean loss; exact.
         parameters: P, those that are trained.
