@@ -61,14 +61,14 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples
-	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
+	timeout 600 $(BIN)/python -m benchmarks.cost_model_report $(ARGS)
 
 readme: ## put the tables of the committed results into README.md and docs/
 	@$(SETUP) examples
 	$(BIN)/python -m benchmarks.readme $(ARGS)
 
 test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with that torch; TRANSPORT=torch: over that alone
-	@$(SETUP) test examples
+	@$(SETUP) test examples flatness
 	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
 	timeout 1500 $(BIN)/python -m pytest tests/single -n $(JOBS) --dist loadfile $(ARGS) || failed=1; \
 	$(if $(filter horovod,$(TRANSPORT)), \

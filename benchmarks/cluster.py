@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import cluster_plot, cluster_report
 from benchmarks.cluster_methods import ALONE, HOROVOD, NAMES
+from grawa_hvd.plan import bits
 
 ROOT = Path(__file__).resolve().parents[1]
 CLUSTER = [sys.executable, str(ROOT / "scripts" / "cluster")]
@@ -49,7 +50,7 @@ def measure(rate: str, options: argparse.Namespace, figures: Path) -> dict[str, 
     subprocess.run([*CLUSTER, "rate", rate], check=True)
     ranks = options.hosts * options.ranks_per_host
     where = ",".join(f"host{number + 1}:{options.ranks_per_host}" for number in range(options.hosts))
-    rounds = options.round_layers if cluster_report.bits(rate) >= SLOWEST_FOR_ROUNDS else 0
+    rounds = options.round_layers if bits(rate) >= SLOWEST_FOR_ROUNDS else 0
     subprocess.run(
         [
             *(*CLUSTER, "exec", "--timeout", str(LONGEST), "host1", "--", "env", "HOROVOD_DYNAMIC_PROCESS_SETS=1"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster_report import bits, rate_name
+from benchmarks.cluster_report import rate_name
+from grawa_hvd.plan import bits
 
 # Where unshaped links are drawn: that many times the fastest rate.
 UNSHAPED = 6.0

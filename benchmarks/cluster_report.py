@@ -72,14 +72,6 @@ def place(cell: Cell) -> str:
     return f"{cell['ranks']} ranks on {hosts}, {rate_name(cell['rate'])}"
 
 
-def bits(rate: str) -> float:
-    """1gbit → 1e9; infinite for none."""
-    for unit, factor in (("gbit", 1e9), ("mbit", 1e6), ("kbit", 1e3)):
-        if rate.endswith(unit):
-            return float(rate.removesuffix(unit)) * factor
-    return float("inf")
-
-
 def rate_name(rate: str) -> str:
     """1gbit → 1 Gbit/s; none → unshaped."""
     for unit, name in (("gbit", "Gbit/s"), ("mbit", "Mbit/s"), ("kbit", "kbit/s")):

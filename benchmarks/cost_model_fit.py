@@ -1,4 +1,4 @@
-"""The constants of `benchmarks.cost_model`, by least squares from what the other benchmarks have measured."""
+"""The constants of `grawa_hvd.cost_model`, by least squares from what the other benchmarks have measured."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from benchmarks.cluster_report import bits, place
-from benchmarks.cost_model import Cluster, Constants, Method, step_seconds
+from benchmarks.cluster_report import place
 from benchmarks.round_methods import BareAllreduce, LgrawaRound
+from grawa_hvd.cost_model import Cluster, Constants, Method, step_seconds
+from grawa_hvd.plan import bits
 
 NAMES = tuple(field.name for field in fields(Constants))
 ALONE_KINDS = {BareAllreduce.name: Method("allreduce"), LgrawaRound.name: Method("round")}

@@ -1,6 +1,6 @@
 """Fits the cost model, shows its errors, and writes what it predicts into docs/cost_model.md and a picture.
 
-`make cost-model`, or `python -m benchmarks.cost_model`.
+`make cost-model`, or `python -m benchmarks.cost_model_report`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import cost_model_plot
-from benchmarks.cost_model import Cluster, Constants, Method, period_for, step_seconds, tree
 from benchmarks.cost_model_fit import NAMES, Sample, fit, relative_errors, samples
+from grawa_hvd.cost_model import Constants, Method, period_for, step_seconds
+from grawa_hvd.hardware import Gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -35,42 +36,32 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """Of GPU hosts, for predictions: assumptions, none of them measured here.
+class Hardware(Gpus):
+    """Of GPU hosts and what they train, for predictions: assumptions, none of them measured here.
 
     Attributes:
         flops: that a GPU sustains in training, a second.
         tokens: (or images' worth of work) of a GPU in a step: 6 · parameters · tokens floating-point operations.
         least: seconds of the shortest step: launches, data, the optimizer.
-        local_bandwidth: between the GPUs of a host, bits a second.
-        latency: of a hop.
-        memory: bytes a second that packing and blending read and write; they pass the model 6 times.
     """
 
     flops: float = 200e12
     tokens: int = 4096
     least: float = 0.01
-    local_bandwidth: float = 1.6e12
-    latency: float = 10e-6
-    memory: float = 2e12
 
     def compute(self, parameters: int) -> float:
         """Seconds of a step without communication."""
         return max(self.least, 6 * parameters * self.tokens / self.flops)
 
-    def constants(self, link: float) -> Constants:
-        """A GPU's copies are not the processor's: what is taken over from the fit is the link's efficiency."""
-        return Constants(self.latency, 0.0, link, 6 / self.memory, 4 / self.memory)
-
-    def cluster(self, workers: int, per_host: int, gigabits: float) -> Cluster:
-        """Hosts of GPUs; collectives of so many ranks are trees."""
-        return Cluster(workers, per_host, gigabits * 1e9, self.local_bandwidth, hops=tree)
-
     def period(self, parameters: int, workers: int, per_host: int, gigabits: float, link: float, half: bool = False,
                overlapped: bool = False) -> int:  # fmt: skip
         """The smallest period that keeps communication within `LIMIT`."""
         cluster, compute = self.cluster(workers, per_host, gigabits), self.compute(parameters)
-        return period_for(LIMIT, 4 * parameters, compute, self.constants(link), cluster, half, overlapped)
+
+        def method(period: int) -> Method:
+            return Method("models", period, half=half, overlap=period // 2 if overlapped else 0)
+
+        return period_for(LIMIT, 4 * parameters, compute, self.constants(link), cluster, method)
 
     def saved_by_hierarchy(self, parameters: int, workers: int, per_host: int, gigabits: float, link: float) -> float:
         """The share of a step that is saved where of the rounds every 16 steps all but each fourth stay in the host."""
@@ -170,7 +161,7 @@ def write(path: Path, parts: dict[str, str]) -> None:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost_model_report", description=__doc__)
     add = parser.add_argument
     add("--fit", nargs="+", type=Path, default=[RESULTS / "cluster.json"],
         help="what the constants are fitted to (default: what make bench-cluster wrote)")  # fmt: skip

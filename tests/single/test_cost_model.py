@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import cost_model_report
-from benchmarks.cost_model import (
+from benchmarks.cost_model_fit import NAMES, Sample, fit, relative_errors, samples
+from grawa_hvd.cost_model import (
     Cluster,
     Collective,
     Constants,
@@ -18,12 +19,12 @@ from benchmarks.cost_model import (
     allreduce,
     communication,
     exposed,
+    pause,
     period_for,
     ring,
     step_seconds,
     tree,
 )
-from benchmarks.cost_model_fit import NAMES, Sample, fit, relative_errors, samples
 
 TRUE = Constants(latency=2e-4, software=3e-10, link=1.1, round=4e-10, half=7e-10, local=1e-10)
 THREE_HOSTS = Cluster(12, 4, 1e9, processors=2)
@@ -89,6 +90,14 @@ def test_steps_by_hand() -> None:
     assert step_seconds(Method("models", 4), 16, 3.0, slower, cluster) == 9.0
     assert communication(Method("models", 4), 16, 3.0, slower, cluster) == pytest.approx(4 / 9)
     assert step_seconds(Method("round"), 16, 3.0, slower, cluster) == 16.0
+
+
+def test_fragments_send_as_many_bytes_in_shorter_pauses() -> None:
+    constants = Constants(latency=0.25, software=0.0, link=1.0)
+    cluster = Cluster(2, 1, 8.0)  # 1 byte a second; 2 hops of 0.25 s, for the scores and for the sum
+    whole, cut = (Method("models", 8, fragments=fragments) for fragments in (1, 4))
+    assert [pause(method, 16, 3.0, constants, cluster) for method in (whole, cut)] == [17.0, 5.0]
+    assert [step_seconds(method, 16, 3.0, constants, cluster) for method in (whole, cut)] == [3 + 17 / 8, 3 + 20 / 8]
 
 
 def test_overlap_hides_what_is_away_from_the_processor_and_no_more() -> None:

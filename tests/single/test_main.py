@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from grawa_hvd.__main__ import Installation, advice, report
+from grawa_hvd.installation import Installation, advice, report
 
 CPU = Installation(
     versions={"grawa_hvd": "0.1.0", "Python": "3.11.7", "torch": "2.13.0+cpu", "horovod": "0.28.1"},

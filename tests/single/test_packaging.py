@@ -79,7 +79,7 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
     always = {name for name, entry in required.items() if "extra ==" not in entry}
     assert always == {"torch"}
     optional = {"horovod", "matplotlib", "networkx", "numpy", "tqdm"}
-    assert all("extra ==" in required[name] for name in optional)
+    assert all("extra ==" in required[name] for name in (*optional, "curvlinops-for-pytorch"))
     imported = set()
     for file in (ROOT / "grawa_hvd").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -87,7 +87,7 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
                 imported.add(str(node.module).partition(".")[0])
             elif isinstance(node, ast.Import):
                 imported.update(alias.name.partition(".")[0] for alias in node.names)
-    assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, *optional}
+    assert imported - set(sys.stdlib_module_names) - {"grawa_hvd"} == {*always, *optional, "curvlinops"}
 
 
 def test_the_extension_carries_no_debug_information() -> None:

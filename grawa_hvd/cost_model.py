@@ -14,9 +14,10 @@ multiplies all that the processor does. The step of a method:
     gradients   c + allreduce(B)
     models      c' + [allreduce(B) + round · B · share + local rounds] / τ,   c' = c + local · B · share
     overlap     in place of k · c' + allreduce:   host + max(k · c', what is left of it without the processor's part)
+    fragments   F rounds of B / F
 
-fp16 halves B on the wire and costs `half` · B · share. `python -m benchmarks.cost_model` fits the constants to what was
-measured and writes what they predict; see docs/cost_model.md.
+fp16 halves B on the wire and costs `half` · B · share. `make cost-model` fits the constants to what was measured and
+writes what they predict: docs/cost_model.md. `python -m grawa_hvd plan` asks it for a period.
 """
 
 from __future__ import annotations
@@ -97,6 +98,7 @@ class Method:
     local_period: int = 0
     half: bool = False
     overlap: int = 0
+    fragments: int = 1
 
 
 @dataclass(frozen=True)
@@ -138,16 +140,15 @@ def step_seconds(method: Method, size: float, compute: float, constants: Constan
     """
     if method.kind == "alone":
         return compute
-    collective = whole(size, method.half, constants, cluster)
     if method.kind == "allreduce":
-        return collective.seconds
+        return whole(size, method.half, constants, cluster).seconds
     if method.kind == "gradients":
-        return compute + collective.seconds
-    beside = _beside(method, size, constants, cluster)
+        return compute + whole(size, method.half, constants, cluster).seconds
     if method.kind == "round":
-        return collective.seconds + beside
-    own = local_seconds(size, compute, constants, cluster)
-    return own + (exposed(method, collective, own) + beside) / method.period
+        return pause(method, size, compute, constants, cluster)
+    rounds = method.fragments * pause(method, size, compute, constants, cluster)
+    rounds += _within_hosts(method, size, constants, cluster)
+    return local_seconds(size, compute, constants, cluster) + rounds / method.period
 
 
 def local_seconds(size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
@@ -160,16 +161,27 @@ def exposed(method: Method, collective: Collective, compute: float) -> float:
     return collective.host + max(0.0, collective.away - method.overlap * compute)
 
 
-def _beside(method: Method, size: float, constants: Constants, cluster: Cluster) -> float:
-    """A round's own work, the exchange of scores before it, and the rounds within hosts of a period."""
-    own = constants.round * size * cluster.share
+def pause(method: Method, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
+    """Seconds that training waits for a round of all workers: of the model, or of one of its fragments."""
+    part = size / method.fragments
+    own = local_seconds(size, compute, constants, cluster)
+    return exposed(method, whole(part, method.half, constants, cluster), own) + _beside(part, constants, cluster)
+
+
+def _beside(size: float, constants: Constants, cluster: Cluster) -> float:
+    """A round's own work, and the exchange of scores before it."""
     scores = constants.latency * cluster.hops(cluster.ranks) * cluster.share
-    local = 0.0
-    if method.local_period:
-        among = allreduce(size, cluster.per_host, cluster.local_bandwidth, constants, cluster)
-        # The last one of a period is the round of all.
-        local = (-(-method.period // method.local_period) - 1) * (among.seconds + own + scores)
-    return own + scores + local
+    return constants.round * size * cluster.share + scores
+
+
+def _within_hosts(method: Method, size: float, constants: Constants, cluster: Cluster) -> float:
+    """The rounds within hosts of a period."""
+    if not method.local_period:
+        return 0.0
+    among = allreduce(size, cluster.per_host, cluster.local_bandwidth, constants, cluster)
+    # The last one of a period is the round of all.
+    rounds = -(-method.period // method.local_period) - 1
+    return rounds * (among.seconds + _beside(size, constants, cluster))
 
 
 def communication(method: Method, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
@@ -178,18 +190,21 @@ def communication(method: Method, size: float, compute: float, constants: Consta
     return 1 - own / step_seconds(method, size, compute, constants, cluster)
 
 
-def period_for(limit: float, size: float, compute: float, constants: Constants, cluster: Cluster, half: bool = False,
-               overlapped: bool = False) -> int:  # fmt: skip
+def waited_for(period: int) -> Method:
+    """Rounds of all workers that training waits for."""
+    return Method("models", period)
+
+
+def period_for(limit: float, size: float, compute: float, constants: Constants, cluster: Cluster,
+               method: Callable[[int], Method] = waited_for) -> int:  # fmt: skip
     """The smallest period that keeps communication within `limit`, a share of a step above 0 and below 1.
 
     Args:
-        half: send 16 bits an element.
-        overlapped: let a round travel behind half a period of training.
+        method: of a period; by default rounds that training waits for.
     """
 
     def holds(period: int) -> bool:
-        method = Method("models", period, half=half, overlap=period // 2 if overlapped else 0)
-        return communication(method, size, compute, constants, cluster) <= limit
+        return communication(method(period), size, compute, constants, cluster) <= limit
 
     most = 1
     while not holds(most):
@@ -199,14 +214,3 @@ def period_for(limit: float, size: float, compute: float, constants: Constants, 
         middle = (least + most) // 2
         least, most = (least, middle) if holds(middle) else (middle + 1, most)
     return most
-
-
-def main() -> None:
-    """Fit, and write what follows: `benchmarks.cost_model_report` has the options."""
-    from benchmarks import cost_model_report  # noqa: PLC0415  (it uses this module)
-
-    cost_model_report.main()
-
-
-if __name__ == "__main__":
-    main()
