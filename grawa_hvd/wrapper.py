@@ -16,6 +16,7 @@ from grawa_hvd.model.names import OwnedNames
 from grawa_hvd.report import RoundReport
 from grawa_hvd.settings import Settings
 from grawa_hvd.step.local_step import LocalStep
+from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
 from grawa_hvd.transport.wire import Wire
 from grawa_hvd.worker import Worker
 
@@ -34,7 +35,7 @@ def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
     """A subclass of the wrapped optimizer's class, of the same name, whose instances average."""
     members = {name: value for name, value in vars(Averaged).items() if name not in ("__dict__", "__weakref__")}
     named = {"__qualname__": wrapped.__qualname__, "__module__": HOROVOD_MODULE, "__doc__": wrapped.__doc__}
-    return type(wrapped.__name__, (wrapped,), {**members, **named, "_wrapped": wrapped})
+    return type(wrapped.__name__, (wrapped,), {**watched_methods(wrapped), **members, **named, "_wrapped": wrapped})
 
 
 def checked_passes(passes: int) -> int:
@@ -101,6 +102,8 @@ class Averaged:
         self._local_step = LocalStep(self._wrapped, self._worker, fused, scales)
         self._transport = wire.transport
         wire.transport.attach(self)
+        self._is_within, self._moves = False, 0  # of the methods that `watched_methods` gives
+        warn_of_plain_steps(optimizer, self)
 
     def join_hook(self, **options: Any) -> Any:
         """What `torch.distributed.algorithms.Join` calls on a rank that has no more data; over torch.distributed."""
@@ -133,8 +136,11 @@ class Averaged:
         """Set the number of backward passes whose local sum one step consumes."""
         self.backward_passes_per_step = checked_passes(passes)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *arguments: Any, **named: Any) -> Any:
         """One local step of the wrapped optimizer and, every `period` steps, a round.
+
+        Args:
+            arguments, named: those of the wrapped optimizer's `step`, as a closure.
 
         Raises:
             RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
@@ -148,8 +154,12 @@ class Averaged:
             )
         self._synchronized = False
         if self._is_to_make_state():
-            return self._wrapped.step(self, closure)
-        return self._local_step(self, closure)
+            return self._wrapped.step(self, *arguments, **named)
+        self._is_within, self._moves = True, 0
+        try:
+            return self._local_step(self, *arguments, **named)
+        finally:
+            self._is_within = False
 
     def _is_to_make_state(self) -> bool:
         """Whether torch's checkpoint tools make this step, with lr 0 and gradients of 0: it counts on no rank."""
