@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
+from grawa_hvd.aside import aside
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class FreshScores:
 
     Args:
         backward: runs forward and backward on a fresh random batch, as large as a training batch; a loss that it
-            returns counts as reported. The gradients that stood in `.grad` are put back after it.
+            returns counts as reported. Gradients, of every tensor that it reaches, and random numbers are afterwards as
+            they were before.
         decay: γ of the running mean over rounds, 0 (this round alone) to below 1.
 
     Raises:
@@ -52,18 +54,16 @@ class FreshScores:
             raise ValueError(f"backward must be callable, but is {self.backward!r}")
 
     @contextmanager
-    def gradients(self, parameters: list[Tensor]) -> Iterator[Any]:
-        """Inside the block `.grad` is what `backward`, whose result this yields, made; after it, what it was before."""
-        before = [parameter.grad for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.grad = None
+    def gradients(self, parameters: list[Tensor], number: int) -> Iterator[Any]:
+        """Inside the block `.grad` is what `backward`, whose result this yields, made; after it, what it was before.
+
+        Args:
+            parameters: of the model; number: see `aside`.
+        """
+        with aside(parameters, number):
             with torch.enable_grad():
                 result = self.backward()
             yield result
-        finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                parameter.grad = gradient
 
 
 Scores = LocalScores | FreshScores

@@ -155,7 +155,7 @@ class Worker:
             self._refresh()
             failure = None
             if self._fresh is not None and not due.warm_up:
-                failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment)
+                failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment, member.steps)
         rows = self._meet(Reason.ROUND, phases, failure)
         due = member.due(rows) or due
         round_ = self._started(rows, due, phases)
