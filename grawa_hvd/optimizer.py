@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.policy import Averaging
 from grawa_hvd.model.cut import Groups
-from grawa_hvd.model.names import refuse_sharded, validated_names
+from grawa_hvd.model.names import OwnedNames, refuse_complex, refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
 from grawa_hvd.report import RoundReport
 from grawa_hvd.rounds.outer import OuterFactory
@@ -133,6 +133,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
     names = validated_names(named_parameters, optimizer.param_groups)
     refuse_sharded(names)
+    refuse_complex(OwnedNames(optimizer, names).current())
     transport = chosen_transport(process_set, process_group, device_mesh)
     if op is not None and op != transport.average:
         raise ValueError(

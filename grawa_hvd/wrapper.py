@@ -54,7 +54,8 @@ class Owned:
 
     def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
         self._optimizer = optimizer
-        self.names = OwnedNames(optimizer, names).current
+        owned = OwnedNames(optimizer, names)
+        self.names, self.reorder = owned.current, owned.reorder
 
     def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
         """The state by parameter."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, Reported
 from grawa_hvd.rounds.adopt import adopt_, start_center_
-from grawa_hvd.rounds.agreement import digest
+from grawa_hvd.rounds.agreement import OrderDiffersError, digest
 from grawa_hvd.rounds.handshake import Handshake, check
 from grawa_hvd.rounds.observe import Measurement, no_columns
 from grawa_hvd.rounds.replica import Replica
@@ -25,6 +25,9 @@ class Wrapped(Protocol):
 
     def names(self) -> dict[Tensor, str]:
         """The parameters, as they are now, with their names."""
+
+    def reorder(self, order: list[str]) -> None:
+        """Let the parameters come in the order of these names."""
 
     def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
         """The state by parameter."""
@@ -102,8 +105,13 @@ class Member:
         with phases("scores"):
             failure = failure or self._begin_cycle()
             row = self._row(reason, failure)
-        with phases("waited"):
-            rows = self._handshake.exchange(row, self.model.terms)
+        try:
+            with phases("waited"):
+                rows = self._handshake.exchange(row, self.model.terms)
+        except OrderDiffersError as other:  # as where heads are registered from a set: parameters meet by name
+            self.wrapped.reorder(other.order)
+            self.lay_out()
+            return self.exchange(reason, phases, failure)
         if self.model.layout.refusal is not None:  # as on all ranks, whose terms are the same
             raise ValueError(self.model.layout.refusal)
         if rows.header:

@@ -50,7 +50,7 @@ class Replica:
         self.rooms = self._new_rooms()
         self._plain_rooms: dict[str, Rooms] = {}
         self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)
-        self.terms = Terms(settings.describe(), wire.describe(), layout.describe())
+        self.terms = Terms(settings.describe(), wire.describe(), layout.describe(), names=layout.names)
 
     def _new_rooms(self) -> Rooms:
         settings, layout, center = self._settings, self.layout, Center(self.layout)
