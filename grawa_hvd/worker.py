@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
+from grawa_hvd.caller import stacklevel
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.consensus import plain_mean
@@ -24,6 +26,8 @@ from grawa_hvd.scores import FreshScores, LocalScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.step.fused import FusedStep
 from grawa_hvd.transport.wire import Wire
+
+DIVERGES_FOR_EVER = 3  # rounds in a row after which a worker says so
 
 
 class Worker:
@@ -78,6 +82,7 @@ class Worker:
             self._under_way.pop(0)[1].receive()
         self.member.restart()
         self.last_round: RoundReport | None = None
+        self._diverged_in_a_row = 0
         self._arrived = False
 
     # The path of a local step.
@@ -197,18 +202,29 @@ class Worker:
 
     def _finish(self, round_: Round) -> None:
         member, (report, distance) = self.member, round_.finish()
+        self._diverged_in_a_row = self._diverged_in_a_row + 1 if round_.diverged else 0
         if round_.diverged:
-            member.wrapped.reset_state()
             member.model.estimate.restart()  # from what it saw while the round was under way
             if not round_.within_host:
                 # The other fragments too: one left at NaN would soon poison this one again.
                 member.model.rooms.puller.pull_(1.0)
+            member.wrapped.reset_state()
+            self._tell_of_divergence()
         elif self._settings.optimizer_state == "reset" and not round_.within_host:
             member.wrapped.reset_state()
         if not round_.within_host:
             member.distance, self.last_round = distance, report
         if self._on_round is not None:
             self._on_round(report)
+
+    def _tell_of_divergence(self) -> None:
+        if self._diverged_in_a_row == DIVERGES_FOR_EVER:
+            warnings.warn(
+                f"this worker diverged in {DIVERGES_FOR_EVER} rounds in a row, though each set it to the centre and "
+                "made the optimizer's state anew. An optimizer that keeps state elsewhere than in its `state` or in "
+                "optimizers, lists and dicts that it holds must be made anew by the script",
+                stacklevel=stacklevel(),
+            )
 
     def finish_rounds(self) -> None:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""

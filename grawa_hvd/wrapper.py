@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from grawa_hvd.caller import is_called_by
+from grawa_hvd.caller import is_called_by, stacklevel
 from grawa_hvd.model.names import OwnedNames
 from grawa_hvd.report import RoundReport
 from grawa_hvd.settings import Settings
+from grawa_hvd.step.elsewhere import Elsewhere
 from grawa_hvd.step.local_step import LocalStep
 from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
 from grawa_hvd.transport.wire import Wire
@@ -53,7 +54,7 @@ class Owned:
     """
 
     def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._elsewhere = optimizer, Elsewhere(optimizer)
         owned = OwnedNames(optimizer, names)
         self.names, self.reorder = owned.current, owned.reorder
 
@@ -65,7 +66,12 @@ class Owned:
     def reset_state(self) -> None:
         """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
         optimizer = self._optimizer
-        optimizer.state.clear()
+        if not self._elsewhere.renew():
+            warnings.warn(
+                f"this worker diverged and has become the centre, but {type(optimizer).__name__} keeps NaN or Inf "
+                "elsewhere than in its `state`, where it cannot be made anew: it may diverge again at once",
+                stacklevel=stacklevel(),
+            )
         no_arguments: dict[str, Any] = {}
         for arguments in (optimizer.defaults, no_arguments):
             # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
