@@ -14,6 +14,7 @@ from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.caller import stacklevel
 from grawa_hvd.errors import AllWorkersDivergedError
+from grawa_hvd.modes import lasting
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.consensus import plain_mean
 from grawa_hvd.rounds.member import Member, Wrapped
@@ -175,7 +176,7 @@ class Worker:
         else:
             self._finish(round_)
 
-    @torch.no_grad()
+    @lasting()
     def follow(self) -> None:
         """Take part in what the others do next, with nothing to say, as a rank that has no more data.
 
@@ -228,7 +229,7 @@ class Worker:
 
     def finish_rounds(self) -> None:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
-        with torch.no_grad():
+        with lasting():
             while self._under_way:
                 self._finish(self._under_way.pop(0)[1])
 
@@ -255,7 +256,7 @@ class Worker:
         if not self.active:
             yield
             return
-        with torch.no_grad():
+        with lasting():
             self.finish_rounds()
             self._refresh()
             rows = self._meet(Reason.CONSENSUS)
@@ -272,6 +273,7 @@ class Worker:
 
     # Checkpoints.
 
+    @lasting()
     def state_dict(self, numbers: dict[int, int]) -> dict[str, Any] | None:
         """All that a bitwise continuation needs besides the wrapped optimizer's own state; None before any step.
 
@@ -285,7 +287,7 @@ class Worker:
         self.finish_rounds()
         return checkpoint.state_of(self.member, numbers)
 
-    @torch.no_grad()
+    @lasting()
     def load_state_dict(self, state: dict[str, Any] | None, numbers: dict[int, int]) -> None:
         """Continue where `state_dict` was taken, or, given None, start the averaging afresh.
 

@@ -9,6 +9,7 @@ import torch
 
 from grawa_hvd.model.buffers import Buffers
 from grawa_hvd.model.layout import Layout
+from grawa_hvd.modes import lasting
 from grawa_hvd.rounds.beside import EqualAverage
 from grawa_hvd.rounds.center import Center
 from grawa_hvd.rounds.exchange import Exchange
@@ -26,7 +27,7 @@ def plain_mean(layout: Layout, buffers: Buffers, weight: float, wire: Wire) -> I
         weight: 1/M for a worker that counts, 0 for one that does not.
         wire: how the sum travels; all workers enter.
     """
-    with torch.no_grad():
+    with lasting():
         tensors = [*layout.parameters, *buffers.tensors]
         own = [tensor.detach().clone() for tensor in tensors]
         _replace_by_mean_(layout, weight, wire)
@@ -37,7 +38,7 @@ def plain_mean(layout: Layout, buffers: Buffers, weight: float, wire: Wire) -> I
     try:
         yield
     finally:
-        with torch.no_grad():
+        with lasting():
             for tensor, saved in zip(tensors, own, strict=True):
                 tensor.copy_(saved)
 
