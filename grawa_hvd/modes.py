@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 
 @contextmanager
@@ -22,9 +23,9 @@ def lasting() -> Iterator[None]:
 def untold(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
     """Writes in place of which autograd is not told, as averaging never tells it.
 
-    Two losses may be computed first, and then the one's backward, a step, the other's backward: what the step left alone
-    has no gradient of its own in between, and the bare optimizer would run. A round or a pull in between is a small move
-    that the second backward sees.
+    A script may compute two losses first, and then make the backward of one, a step, the backward of the other. That
+    runs beside the bare optimizer where the step left the other part alone, and so it does beside rounds and pulls. Such
+    a backward finds the parameters where these have moved them.
     """
-    hidden: AbstractContextManager[None] = torch.autograd._unsafe_preserve_version_counter(tuple(tensors))
+    hidden: AbstractContextManager[None] = _unsafe_preserve_version_counter(tuple(tensors))
     return hidden

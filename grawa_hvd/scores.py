@@ -97,7 +97,7 @@ class NormEstimate:
     """
 
     def __init__(self, layers: int, decay: float, device: torch.device) -> None:
-        self.decay = decay
+        self.decay = float(decay)
         self.sums = torch.zeros(layers, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.sums)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from grawa_hvd.caller import is_called_by, stacklevel
 from grawa_hvd.model.names import OwnedNames
 from grawa_hvd.report import RoundReport
-from grawa_hvd.settings import Settings
+from grawa_hvd.settings import Settings, plain_number
 from grawa_hvd.step.elsewhere import Elsewhere
 from grawa_hvd.step.local_step import LocalStep
 from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
@@ -41,6 +41,7 @@ def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
 
 def checked_passes(passes: int) -> int:
     """`backward_passes_per_step`, as `hvd.DistributedOptimizer` checks it."""
+    passes = plain_number(passes)
     if passes <= 0:
         raise ValueError("backward_passes_per_step must be > 0")
     return passes
