@@ -24,8 +24,8 @@ def untold(tensors: Iterable[Tensor]) -> AbstractContextManager[None]:
     """Writes in place of which autograd is not told, as averaging never tells it.
 
     A script may compute two losses first, and then make the backward of one, a step, the backward of the other. That
-    runs beside the bare optimizer where the step left the other part alone, and so it does beside rounds and pulls. Such
-    a backward finds the parameters where these have moved them.
+    runs beside the bare optimizer where the step left the other part alone, and so it does beside rounds and pulls.
+    Such a backward finds the parameters where these have moved them.
     """
     hidden: AbstractContextManager[None] = _unsafe_preserve_version_counter(tuple(tensors))
     return hidden

@@ -18,6 +18,7 @@ from grawa_hvd.modes import lasting
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.consensus import plain_mean
 from grawa_hvd.rounds.member import Member, Wrapped
+from grawa_hvd.rounds.moved import Moved
 from grawa_hvd.rounds.observe import take_fresh_gradients
 from grawa_hvd.rounds.round import Round
 from grawa_hvd.rounds.rows import Reason, Rows
@@ -58,7 +59,7 @@ class Worker:
         self._observes = needs_norms and isinstance(settings.source, LocalScores)
         self._fresh = settings.source if needs_norms and isinstance(settings.source, FreshScores) else None
         self.member = Member(wrapped, wire, settings)
-        self._starter = Starter(self.member, settings)
+        self._starter, self._moved = Starter(self.member, settings), Moved()
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
@@ -79,11 +80,25 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
-        while self._under_way:  # what is under way is received, and nothing done with it
-            self._under_way.pop(0)[1].receive()
+        self._drop_rounds()
         self.member.restart()
         self.last_round: RoundReport | None = None
         self._diverged_in_a_row = 0
+        self._moved.forget()
+        self._arrived = False
+
+    def _drop_rounds(self) -> None:
+        """Receive what is under way, and do nothing with it: the parameters are others by now."""
+        while self._under_way:
+            self._under_way.pop(0)[1].receive()
+
+    @lasting()
+    def recenter(self) -> None:
+        """Forget the centre and what goes with it; the next step meets the other ranks anew."""
+        self._drop_rounds()
+        if self.member.replica is not None:
+            self.member.forget_center()
+        self._moved.forget()
         self._arrived = False
 
     # The path of a local step.
@@ -91,7 +106,10 @@ class Worker:
     @torch.no_grad()
     def before_step(self) -> None:
         """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
-        if self._arrived or not self.active:
+        if self._arrived:
+            self._moved.step_begins(self.member.model.first)
+            return
+        if not self.active:
             return
         self._refresh()
         self._transport.check_model(self.member.model.layout.parameters)
@@ -151,6 +169,7 @@ class Worker:
             member.since_round = 0
         if due is not None and self.active:
             self._round(due)
+        self._moved.step_ends(member.model.first)
 
     # What happens now and then.
 
@@ -163,6 +182,7 @@ class Worker:
             if self._fresh is not None and not due.warm_up:
                 failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment, member.steps)
         rows = self._meet(Reason.ROUND, phases, failure)
+        self._moved.at_round(rows.distances[self._transport.rank])
         due = member.due(rows) or due
         round_ = self._started(rows, due, phases)
         if round_ is None:

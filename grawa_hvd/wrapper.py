@@ -203,6 +203,18 @@ class Averaged:
         """
         return self._worker.consensus()
 
+    def recenter(self) -> None:
+        """Forget the centre, its momentum and the norm estimates, after the model was put elsewhere.
+
+        To be called on every rank, as after `model.load_state_dict` of the best weights so far: else the old centre
+        pulls the model back. Nothing is sent; the next step meets the other ranks anew, and there the centre starts as
+        in a new run. The counts of steps and rounds go on.
+
+        Raises:
+            RanksOutOfStepError: on every rank, at the next step or round, if only some have called it.
+        """
+        self._worker.recenter()
+
     @property
     def rounds(self) -> int:
         """Completed rounds."""

@@ -143,6 +143,12 @@ class Member:
         if rows.arriving and not last.has_center and self._settings.starts_at_first_step:
             start_center_(self.model.rooms, rows.leader, self.wire)
 
+    def forget_center(self) -> None:
+        """Have no centre, and nothing that was learnt around it; the place in the run stays."""
+        self.model.rooms.forget()
+        self.model.estimate.restart()
+        self.distance = self.memory = None
+
     def optimizer_state(self) -> dict[str, Tensor]:
         """Name → tensor, of the state that is averaged: all of it that has the shape of its parameter."""
         if self._settings.optimizer_state != "average":

@@ -32,7 +32,7 @@ class Replica:
         already: parameters that have been averaged before.
 
     Attributes:
-        layout: the parameters that are averaged.
+        layout: the parameters that are averaged; first: one of them, where there are any.
         rooms: what rounds of all workers work on.
         estimate: of the layers' gradient norms.
         terms: all that the ranks must agree on.
@@ -47,6 +47,7 @@ class Replica:
         self._built_from = _membership(trained)
         layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
         self.layout = layout
+        self.first = layout.parameters[0] if layout.parameters else torch.empty(0)
         self.rooms = self._new_rooms()
         self._plain_rooms: dict[str, Rooms] = {}
         self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)
