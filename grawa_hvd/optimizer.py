@@ -18,6 +18,7 @@ from grawa_hvd.rounds.outer import OuterFactory
 from grawa_hvd.rounds.schedule import Period
 from grawa_hvd.scores import Scores
 from grawa_hvd.settings import Settings
+from grawa_hvd.step.anchored import warn_of_anchored
 from grawa_hvd.transport.choose import chosen_transport
 from grawa_hvd.transport.wire import Compression, Wire
 from grawa_hvd.wrapper import HOROVOD_MODULE, checked_passes, wrapper_of
@@ -134,6 +135,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     names = validated_names(named_parameters, optimizer.param_groups)
     refuse_sharded(names)
     refuse_complex(OwnedNames(optimizer, names).current())
+    warn_of_anchored(optimizer)
     transport = chosen_transport(process_set, process_group, device_mesh)
     if op is not None and op != transport.average:
         raise ValueError(
