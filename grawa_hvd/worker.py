@@ -144,6 +144,15 @@ class Worker:
         """
         if not self._arrived:
             return
+        try:
+            self._take_in(consumed, found_inf)
+        except RuntimeError:
+            if self.member.is_laid_out:
+                raise
+            self._refresh()  # a parameter has changed its shape since the last step
+            self._take_in(consumed, found_inf)
+
+    def _take_in(self, consumed: bool, found_inf: Tensor | None) -> None:
         model = self.member.model
         if self._observes and consumed:
             norms = model.layout.grad_norms()
@@ -163,7 +172,7 @@ class Worker:
         member.steps += 1
         member.since_round += 1
         while self._under_way and self._under_way[0][0] <= member.steps:
-            self._finish(self._under_way.pop(0)[1])
+            self._finish_next()
         due = schedule.due(member.steps, member.since_round, member.length)
         if member.since_round == member.length or member.steps <= schedule.warm_up:
             member.since_round = 0
@@ -251,7 +260,13 @@ class Worker:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
         with lasting():
             while self._under_way:
-                self._finish(self._under_way.pop(0)[1])
+                self._finish_next()
+
+    def _finish_next(self) -> None:
+        if self.member.has_other_shapes:  # what is under way does not fit the parameters any more
+            self._drop_rounds()
+        else:
+            self._finish(self._under_way.pop(0)[1])
 
     def _meet(self, reason: Reason, phases: Phases | None = None, failure: Exception | None = None) -> Rows:
         """Exchange rows with the others; while some arrive, or missed rounds, let those take their places first."""
@@ -305,6 +320,8 @@ class Worker:
         if self.member.steps == 0 or self.member.replica is None:
             return None
         self.finish_rounds()
+        if self.member.has_other_shapes:
+            self.member.lay_out()
         return checkpoint.state_of(self.member, numbers)
 
     @lasting()

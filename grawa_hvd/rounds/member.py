@@ -81,6 +81,11 @@ class Member:
         """Whether that is the model as it is now."""
         return self.replica is not None and self.replica.is_of(self.wrapped.names())
 
+    @property
+    def has_other_shapes(self) -> bool:
+        """Whether a parameter has changed its shape since the model was laid out."""
+        return self.replica is not None and any(p.shape != size for p, size in self.replica.sizes.items())
+
     def lay_out(self) -> None:
         """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""
         names = self.wrapped.names()

@@ -91,11 +91,25 @@ class Replica:
         return frozenset(map(id, self.layout.parameters))
 
     def laid_out_anew(self, names: dict[Tensor, str]) -> Replica:
-        """The replica of a model whose parameters were added to, unfrozen, moved or cast: all that is known stays."""
+        """The replica of a model whose parameters were added to, unfrozen, moved, cast, or changed their shapes.
+
+        All that is known stays, but of a parameter of another shape.
+        """
         result = Replica(names, self._settings, self._wire, self._averaged_already())
         numbers = {id(parameter): number for number, parameter in enumerate([*names, *self.layout.parameters])}
-        result.load(self.state(numbers), numbers)
+        state = self.state(numbers)
+        for parameter, size in self.sizes.items():
+            if parameter.shape != size:
+                state["state"].pop(numbers[id(parameter)], None)
+        result.load(state, numbers)
         return result
+
+    @property
+    def sizes(self) -> dict[Tensor, torch.Size]:
+        """Parameter → its shape when the model was laid out."""
+        return {
+            p: size for bucket in self.layout.buckets for p, size in zip(bucket.parameters, bucket.sizes, strict=True)
+        }
 
     def named_center(self) -> dict[str, Tensor] | None:
         """Parameter name → its part of the centre; None before the first round."""
@@ -140,6 +154,6 @@ def _looks(names: dict[Tensor, str]) -> list[Look]:
     return [(p.data_ptr(), p.requires_grad, p.dtype, p.device, p.shape, p.stride()) for p in names]
 
 
-def _membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, tuple[int, ...]]]:
+def _membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]]:
     """What a layout is built from, to notice when it is out of date."""
-    return [(id(p), p.dtype, p.device, p.stride()) for p in names]
+    return [(id(p), p.dtype, p.device, p.shape, p.stride()) for p in names]
