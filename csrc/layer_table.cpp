@@ -155,7 +155,8 @@ void LayerTable::pack(const at::Tensor& weights, const at::Tensor& out, const Op
   work_.copies.clear();
 }
 
-void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances) {
+void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances,
+                        bool tells_autograd) {
   const std::lock_guard<std::mutex> lock(mutex_);
   gather_params(Access::kWrite);
   if (tables_) {
@@ -164,6 +165,7 @@ void LayerTable::blend_(const at::Tensor& center, const at::Tensor& pull, const 
     cpu::blend(chunks_, work_, center, pull, distances);
   }
   work_.copies.put_back();
+  if (!tells_autograd) return;
   for (const Layer& layer : layers_) mark_written(layer.param);
 }
 

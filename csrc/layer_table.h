@@ -27,7 +27,9 @@ class LayerTable {
   at::Tensor grad_norms();
   at::Tensor norms();
   void pack(const at::Tensor& weights, const at::Tensor& out, const OptionalTensor& base);
-  void blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances);
+  // Unless autograd is told, a backward whose graph has saved the parameters goes on with what they are then.
+  void blend_(const at::Tensor& center, const at::Tensor& pull, const OptionalTensor& distances,
+              bool tells_autograd = true);
   int64_t numel() const { return chunks_.numel(); }
 
  private:

@@ -64,7 +64,7 @@ PYBIND11_MODULE(_C, m) {
       .def("norms", &LayerTable::norms, release)
       .def("pack", &LayerTable::pack, py::arg("weights"), py::arg("out"), py::arg("base") = py::none(), release)
       .def("blend_", &LayerTable::blend_, py::arg("center"), py::arg("pull"), py::arg("distances") = py::none(),
-           release)
+           py::arg("tells_autograd") = true, release)
       .def_property_readonly("numel", &LayerTable::numel);
   py::class_<StepTable>(m, "StepTable")
       .def(py::init<const std::string&, std::vector<at::Tensor>, std::vector<int64_t>>(), py::arg("algorithm"),

@@ -258,8 +258,9 @@ void StepTable::mark_all_written(const StepTensors& tensors) const {
   const int64_t tensor_count = algorithm_ == Algorithm::kSgd ? 1 : 3;
   for (size_t i = 0; i < params_.size(); ++i) {
     const StepLayer& layer = layers_[i];
-    if (layer.has_grad || layer.center.data != nullptr) mark_written(params_[i].tensor);
+    // The pull alone is not told, as averaging never is: a backward that runs beside the bare optimizer runs here.
     if (!layer.has_grad) continue;
+    mark_written(params_[i].tensor);
     if (tensors.grad_scale.has_value()) mark_written(grad_of(params_[i].tensor));
     for (int64_t name = first_tensor; name < first_tensor + tensor_count; ++name) {
       const at::Tensor& tensor = state_.find(i, name);

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from grawa_hvd.averaging.policy import Mix
 from grawa_hvd.model.cut import Groups
-from grawa_hvd.model.names import refuse_sharded, validated_names
+from grawa_hvd.model.names import OwnedNames, refuse_complex, refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
 from grawa_hvd.report import RoundReport
 from grawa_hvd.rounds.outer import OuterFactory
 from grawa_hvd.rounds.schedule import Period
 from grawa_hvd.scores import Scores
 from grawa_hvd.settings import Settings
+from grawa_hvd.step.anchored import warn_of_anchored
 from grawa_hvd.transport.choose import chosen_transport
 from grawa_hvd.transport.wire import Compression, Wire
 from grawa_hvd.wrapper import HOROVOD_MODULE, checked_passes, wrapper_of
@@ -137,6 +138,8 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         raise ValueError('layers="module" needs named_parameters: without names no module can be told from another')
     names = validated_names(named_parameters, optimizer.param_groups)
     refuse_sharded(names)
+    refuse_complex(OwnedNames(optimizer, names).current())
+    warn_of_anchored(optimizer)
     transport = chosen_transport(process_set, process_group, device_mesh)
     if op is not None and op != transport.average:
         raise ValueError(

@@ -47,6 +47,9 @@ class SupportsAveraging(Protocol):
     ) -> None:
         """Tell the policy how this worker is doing."""
 
+    def recenter(self) -> None:
+        """Forget the centre, after the model was put elsewhere on every rank."""
+
     def synchronize(self) -> None:
         """Nothing: gradients are a worker's own."""
 

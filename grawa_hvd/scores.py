@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import ops
+from grawa_hvd.aside import aside
 from grawa_hvd.caller import stacklevel
 
 
@@ -39,7 +40,8 @@ class FreshScores:
 
     Args:
         backward: runs forward and backward on a fresh random batch, as large as a training batch; a loss that it
-            returns counts as reported. The gradients that stood in `.grad` are put back after it.
+            returns counts as reported. Gradients, of every tensor that it reaches, and random numbers are afterwards as
+            they were before.
         decay: γ of the running mean over rounds, 0 (this round alone) to below 1.
 
     Raises:
@@ -55,18 +57,16 @@ class FreshScores:
             raise ValueError(f"backward must be callable, but is {self.backward!r}")
 
     @contextmanager
-    def gradients(self, parameters: list[Tensor]) -> Iterator[Any]:
-        """Inside the block `.grad` is what `backward`, whose result this yields, made; after it, what it was before."""
-        before = [parameter.grad for parameter in parameters]
-        try:
-            for parameter in parameters:
-                parameter.grad = None
+    def gradients(self, parameters: list[Tensor], number: int) -> Iterator[Any]:
+        """Inside the block `.grad` is what `backward`, whose result this yields, made; after it, what it was before.
+
+        Args:
+            parameters: of the model; number: see `aside`.
+        """
+        with aside(parameters, number):
             with torch.enable_grad():
                 result = self.backward()
             yield result
-        finally:
-            for parameter, gradient in zip(parameters, before, strict=True):
-                parameter.grad = gradient
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,9 @@ class HeldOutScores(FreshScores):
             ValueError: if `backward` returns no loss.
         """
         losses = []
-        with torch.random.fork_rng(devices={parameter.device for parameter in parameters if parameter.is_cuda}):
-            for _ in range(2):
-                with self.gradients(parameters) as loss:
-                    losses.append(_checked_loss(loss))
+        for number in range(2):  # with other random numbers
+            with self.gradients(parameters, number) as loss:
+                losses.append(_checked_loss(loss))
         if not losses_differ(*losses):
             return losses[0]
         warnings.warn(
@@ -150,7 +149,7 @@ class NormEstimate:
     """
 
     def __init__(self, layers: int, decay: float, device: torch.device) -> None:
-        self.decay = decay
+        self.decay = float(decay)
         self.sums = torch.zeros(layers, dtype=torch.float64, device=device)
         self.counts = torch.zeros_like(self.sums)
 

@@ -18,6 +18,16 @@ from grawa_hvd.rounds.schedule import Due, Period, Schedule
 from grawa_hvd.scores import Scores, scores_source
 from grawa_hvd.transport.wire import Wire
 
+# The settings that are numbers, or may be.
+NUMBERS = (
+    "period", "pull", "proximity", "outer_momentum", "groups", "overlap", "fragments", "local_period", "warmup_steps"
+)  # fmt: skip
+
+
+def plain_number(value: Any) -> Any:
+    """A number of NumPy, or a tensor of no dimension, as the number of Python's that it is; all else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
 
 @dataclass
 class Settings:
@@ -55,6 +65,8 @@ class Settings:
     outer: OuterFactory | None = field(init=False)
 
     def __post_init__(self) -> None:
+        for name in NUMBERS:
+            setattr(self, name, plain_number(getattr(self, name)))
         averaging = policy(self.averaging)
         self.averaging, self.recipe = averaging, averaging.recipe()
         self.source = scores_source(self.scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
+from grawa_hvd.caller import stacklevel
+from grawa_hvd.modes import lasting
 from grawa_hvd.report import Phases, RoundReport
 from grawa_hvd.rounds.consensus import mean_of_workers
 from grawa_hvd.rounds.held_out import check_losses, try_out
 from grawa_hvd.rounds.member import Member, Wrapped
+from grawa_hvd.rounds.moved import Moved
 from grawa_hvd.rounds.observe import take_fresh_gradients
 from grawa_hvd.rounds.round import Round
 from grawa_hvd.rounds.rows import Reason, Rows
@@ -24,6 +28,8 @@ from grawa_hvd.scores import FreshScores, HeldOutScores, LocalScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.step.fused import FusedStep
 from grawa_hvd.transport.wire import Wire
+
+DIVERGES_FOR_EVER = 3  # rounds in a row after which a worker says so
 
 
 class Worker:
@@ -52,7 +58,7 @@ class Worker:
         self._observes = needs_norms and isinstance(settings.source, LocalScores)
         self._fresh = settings.source if needs_norms and isinstance(settings.source, FreshScores) else None
         self.member = Member(wrapped, wire, settings)
-        self._starter = Starter(self.member, settings)
+        self._starter, self._moved = Starter(self.member, settings), Moved()
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
@@ -73,10 +79,25 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
-        while self._under_way:  # what is under way is received, and nothing done with it
-            self._under_way.pop(0)[1].receive()
+        self._drop_rounds()
         self.member.restart()
         self.last_round: RoundReport | None = None
+        self._diverged_in_a_row = 0
+        self._moved.forget()
+        self._arrived = False
+
+    def _drop_rounds(self) -> None:
+        """Receive what is under way, and do nothing with it: the parameters are others by now."""
+        while self._under_way:
+            self._under_way.pop(0)[1].receive()
+
+    @lasting()
+    def recenter(self) -> None:
+        """Forget the centre and what goes with it; the next step meets the other ranks anew."""
+        self._drop_rounds()
+        if self.member.replica is not None:
+            self.member.forget_center()
+        self._moved.forget()
         self._arrived = False
 
     # The path of a local step.
@@ -84,7 +105,9 @@ class Worker:
     @torch.no_grad()
     def before_step(self) -> None:
         """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
-        if not self._arrived and self.active:
+        if self._arrived:
+            self._moved.step_begins(self.member.model.first)
+        elif self.active:
             self._arrive()
 
     def _arrive(self) -> Due | None:
@@ -128,6 +151,15 @@ class Worker:
         """
         if not self._arrived:
             return
+        try:
+            self._take_in(consumed, found_inf)
+        except RuntimeError:
+            if self.member.is_laid_out:
+                raise
+            self._refresh()  # a parameter has changed its shape since the last step
+            self._take_in(consumed, found_inf)
+
+    def _take_in(self, consumed: bool, found_inf: Tensor | None) -> None:
         model = self.member.model
         if self._observes and consumed:
             norms = model.layout.grad_norms()
@@ -147,12 +179,13 @@ class Worker:
         member.steps += 1
         member.since_round += 1
         while self._under_way and self._under_way[0][0] <= member.steps:
-            self._finish(self._under_way.pop(0)[1])
+            self._finish_next()
         due = schedule.due(member.steps, member.since_round, member.length)
         if member.since_round == member.length or member.steps <= schedule.warm_up:
             member.since_round = 0
         if due is not None and self.active:
             self._round(due)
+        self._moved.step_ends(member.model.first)
 
     # What happens now and then.
 
@@ -173,8 +206,9 @@ class Worker:
             self._refresh()
             failure = None
             if self._fresh is not None and not due.warm_up:
-                failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment)
+                failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment, member.steps)
         rows = self._meet(Reason.ROUND_NOW if due.now else Reason.ROUND, phases, failure)
+        self._moved.at_round(rows.distances[self._transport.rank])
         due = member.due(rows) or due
         if due.now:
             member.since_round = 0
@@ -190,7 +224,7 @@ class Worker:
         else:
             self._finish(round_)
 
-    @torch.no_grad()
+    @lasting()
     def follow(self) -> None:
         """Take part in what the others do next, with nothing to say, as a rank that has no more data.
 
@@ -218,12 +252,14 @@ class Worker:
 
     def _finish(self, round_: Round) -> None:
         member, (report, distance) = self.member, round_.finish()
+        self._diverged_in_a_row = self._diverged_in_a_row + 1 if round_.diverged else 0
         if round_.diverged:
-            member.wrapped.reset_state()
             member.model.estimate.restart()  # from what it saw while the round was under way
             if round_.is_of_part:
                 # The other fragments too: one left at NaN would soon poison this one again.
                 member.model.rooms.puller.pull_(1.0)
+            member.wrapped.reset_state()
+            self._tell_of_divergence()
         elif round_.resets_state:
             member.wrapped.reset_state()
         if not round_.within_host:
@@ -231,11 +267,26 @@ class Worker:
         if self._on_round is not None:
             self._on_round(report)
 
+    def _tell_of_divergence(self) -> None:
+        if self._diverged_in_a_row == DIVERGES_FOR_EVER:
+            warnings.warn(
+                f"this worker diverged in {DIVERGES_FOR_EVER} rounds in a row, though each set it to the centre and "
+                "made the optimizer's state anew. An optimizer that keeps state elsewhere than in its `state` or in "
+                "optimizers, lists and dicts that it holds must be made anew by the script",
+                stacklevel=stacklevel(),
+            )
+
     def finish_rounds(self) -> None:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
-        with torch.no_grad():
+        with lasting():
             while self._under_way:
-                self._finish(self._under_way.pop(0)[1])
+                self._finish_next()
+
+    def _finish_next(self) -> None:
+        if self.member.has_other_shapes:  # what is under way does not fit the parameters any more
+            self._drop_rounds()
+        else:
+            self._finish(self._under_way.pop(0)[1])
 
     def _meet(self, reason: Reason, phases: Phases | None = None, failure: Exception | None = None) -> Rows:
         """Exchange rows with the others; while some arrive, or missed rounds, let those take their places first."""
@@ -265,7 +316,7 @@ class Worker:
         if not self.active:
             yield
             return
-        with torch.no_grad():
+        with lasting():
             self.finish_rounds()
             self._refresh()
             rows = self._meet(reason)
@@ -274,6 +325,7 @@ class Worker:
 
     # Checkpoints.
 
+    @lasting()
     def state_dict(self, numbers: dict[int, int]) -> dict[str, Any] | None:
         """All that a bitwise continuation needs besides the wrapped optimizer's own state; None before any step.
 
@@ -285,9 +337,11 @@ class Worker:
         if self.member.steps == 0 or self.member.replica is None:
             return None
         self.finish_rounds()
+        if self.member.has_other_shapes:
+            self.member.lay_out()
         return checkpoint.state_of(self.member, numbers)
 
-    @torch.no_grad()
+    @lasting()
     def load_state_dict(self, state: dict[str, Any] | None, numbers: dict[int, int]) -> None:
         """Continue where `state_dict` was taken, or, given None, start the averaging afresh.
 

@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from grawa_hvd.caller import is_called_by
+from grawa_hvd.caller import is_called_by, stacklevel
 from grawa_hvd.model.names import OwnedNames
 from grawa_hvd.report import RoundReport
-from grawa_hvd.settings import Settings
+from grawa_hvd.settings import Settings, plain_number
+from grawa_hvd.step.elsewhere import Elsewhere
 from grawa_hvd.step.local_step import LocalStep
+from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
 from grawa_hvd.transport.wire import Wire
 from grawa_hvd.worker import Worker
 
@@ -34,11 +36,12 @@ def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
     """A subclass of the wrapped optimizer's class, of the same name, whose instances average."""
     members = {name: value for name, value in vars(Averaged).items() if name not in ("__dict__", "__weakref__")}
     named = {"__qualname__": wrapped.__qualname__, "__module__": HOROVOD_MODULE, "__doc__": wrapped.__doc__}
-    return type(wrapped.__name__, (wrapped,), {**members, **named, "_wrapped": wrapped})
+    return type(wrapped.__name__, (wrapped,), {**watched_methods(wrapped), **members, **named, "_wrapped": wrapped})
 
 
 def checked_passes(passes: int) -> int:
     """`backward_passes_per_step`, as `hvd.DistributedOptimizer` checks it."""
+    passes = plain_number(passes)
     if passes <= 0:
         raise ValueError("backward_passes_per_step must be > 0")
     return passes
@@ -52,8 +55,9 @@ class Owned:
     """
 
     def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
-        self._optimizer = optimizer
-        self.names = OwnedNames(optimizer, names).current
+        self._optimizer, self._elsewhere = optimizer, Elsewhere(optimizer)
+        owned = OwnedNames(optimizer, names)
+        self.names, self.reorder = owned.current, owned.reorder
 
     def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
         """The state by parameter."""
@@ -63,7 +67,12 @@ class Owned:
     def reset_state(self) -> None:
         """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
         optimizer = self._optimizer
-        optimizer.state.clear()
+        if not self._elsewhere.renew():
+            warnings.warn(
+                f"this worker diverged and has become the centre, but {type(optimizer).__name__} keeps NaN or Inf "
+                "elsewhere than in its `state`, where it cannot be made anew: it may diverge again at once",
+                stacklevel=stacklevel(),
+            )
         no_arguments: dict[str, Any] = {}
         for arguments in (optimizer.defaults, no_arguments):
             # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
@@ -101,6 +110,8 @@ class Averaged:
         self._local_step = LocalStep(self._wrapped, self._worker, fused, scales)
         self._transport = wire.transport
         wire.transport.attach(self)
+        self._is_within, self._moves = False, 0  # of the methods that `watched_methods` gives
+        warn_of_plain_steps(optimizer, self)
 
     def join_hook(self, **options: Any) -> Any:
         """What `torch.distributed.algorithms.Join` calls on a rank that has no more data; over torch.distributed."""
@@ -133,8 +144,11 @@ class Averaged:
         """Set the number of backward passes whose local sum one step consumes."""
         self.backward_passes_per_step = checked_passes(passes)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, *arguments: Any, **named: Any) -> Any:
         """One local step of the wrapped optimizer and, every `period` steps, a round.
+
+        Args:
+            arguments, named: those of the wrapped optimizer's `step`, as a closure.
 
         Raises:
             RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
@@ -148,8 +162,12 @@ class Averaged:
             )
         self._synchronized = False
         if self._is_to_make_state():
-            return self._wrapped.step(self, closure)
-        return self._local_step(self, closure)
+            return self._wrapped.step(self, *arguments, **named)
+        self._is_within, self._moves = True, 0
+        try:
+            return self._local_step(self, *arguments, **named)
+        finally:
+            self._is_within = False
 
     def _is_to_make_state(self) -> bool:
         """Whether torch's checkpoint tools make this step, with lr 0 and gradients of 0: it counts on no rank."""
@@ -201,6 +219,18 @@ class Averaged:
             AllWorkersDivergedError: on every rank, if no worker has finite parameters.
         """
         return self._worker.consensus(weights)
+
+    def recenter(self) -> None:
+        """Forget the centre, its momentum and the norm estimates, after the model was put elsewhere.
+
+        To be called on every rank, as after `model.load_state_dict` of the best weights so far: else the old centre
+        pulls the model back. Nothing is sent; the next step meets the other ranks anew, and there the centre starts as
+        in a new run. The counts of steps and rounds go on.
+
+        Raises:
+            RanksOutOfStepError: on every rank, at the next step or round, if only some have called it.
+        """
+        self._worker.recenter()
 
     @property
     def rounds(self) -> int:

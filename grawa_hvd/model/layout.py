@@ -28,6 +28,8 @@ class Bucket:
         self.fragment = fragment
         self.parameters = [layout_parameters[index] for index in members]
         self.table = ops.LayerTable(self.parameters)
+        # As they are now: buffers keep them when a parameter changes its shape.
+        self.sizes = [parameter.size() for parameter in self.parameters]
         self.indices = send(torch.tensor(members), self.parameters[0].device)
         self.name = name
 
@@ -38,15 +40,13 @@ class Bucket:
 
     def split(self, buffer: Tensor) -> Sequence[Tensor]:
         """The flat parts of a flat buffer, one a parameter."""
-        return torch.split(buffer, [parameter.numel() for parameter in self.parameters])
+        return torch.split(buffer, [size.numel() for size in self.sizes])
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The parts of a flat buffer in the shapes and memory orders of the parameters."""
         return [
-            part.as_strided(parameter.size(), strides, part.storage_offset())
-            for part, parameter, strides in zip(
-                self.split(buffer), self.parameters, self.table.wire_strides, strict=True
-            )
+            part.as_strided(size, strides, part.storage_offset())
+            for part, size, strides in zip(self.split(buffer), self.sizes, self.table.wire_strides, strict=True)
         ]
 
 

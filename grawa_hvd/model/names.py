@@ -58,20 +58,55 @@ def averaged(names: dict[Tensor, str], already: Container[int]) -> dict[Tensor, 
     """The parameters to average: of floating point, and trained now or at some time before.
 
     A parameter that was never trained is the same everywhere, and averaging would only cost bytes and rounding. Of
-    parameters that share all their memory the first stands for all: the others would be pulled a second time.
+    parameters that share all their memory, transposed or not, the first stands for all: the others would be pulled a
+    second time.
 
     Args:
         names: parameter → name; already: ids of those that have been averaged before.
+
+    Raises:
+        ValueError: naming a parameter that is trained and complex.
     """
+    refuse_complex(names)
     result: dict[Tensor, str] = {}
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    seen: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
     for parameter, name in names.items():
-        memory = (parameter.data_ptr(), parameter.shape, parameter.stride())
+        memory = (parameter.data_ptr(), _places(parameter))
         trained = parameter.is_floating_point() and (parameter.requires_grad or id(parameter) in already)
         if trained and (parameter.numel() == 0 or memory not in seen):
             result[parameter] = name
             seen.add(memory)
     return result
+
+
+def _places(parameter: Tensor) -> tuple[tuple[int, int], ...]:
+    """Which elements of its memory are a parameter's, in whatever order: pairs of stride and size, the innermost first.
+
+    Dimensions that lie as one are told as one, so that a dense tensor has a single pair.
+    """
+    pairs = zip(parameter.stride(), parameter.shape, strict=True)
+    places: list[tuple[int, int]] = []
+    for stride, size in sorted((stride, size) for stride, size in pairs if size != 1):
+        if places and places[-1][0] * places[-1][1] == stride:
+            places[-1] = (places[-1][0], places[-1][1] * size)
+        else:
+            places.append((stride, size))
+    return tuple(places)
+
+
+def refuse_complex(names: dict[Tensor, str]) -> None:
+    """Whether the parameters that are trained are real.
+
+    Raises:
+        ValueError: naming one that is complex.
+    """
+    for parameter, name in names.items():
+        if parameter.is_complex() and parameter.requires_grad:
+            raise ValueError(
+                f"{name} is complex ({str(parameter.dtype).removeprefix('torch.')}), and complex parameters cannot be "
+                "averaged. Keep its real and imaginary parts as a real parameter of one more dimension, and use "
+                "torch.view_as_complex of it in the model"
+            )
 
 
 def refuse_sharded(names: dict[Tensor, str]) -> None:
@@ -102,6 +137,13 @@ class OwnedNames:
         self._optimizer, self._given = optimizer, names
         self._owned: list[Tensor] = []
         self._names: dict[Tensor, str] = {}
+
+    def reorder(self, order: list[str]) -> None:
+        """From now on, let the parameters come in the order of these names."""
+        given = {name: parameter for parameter, name in self._names.items()}
+        first = {given[name]: name for name in order if name in given}
+        self._given = {**first, **{p: name for p, name in self._given.items() if p not in first}}
+        self._owned = []
 
     def current(self) -> dict[Tensor, str]:
         """Parameter → name, of all that the optimizer has now; the same object while they are the same."""

@@ -1,11 +1,13 @@
 """A fixed list of parameters, prepared once: passing a list costs as much as the work on small models."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from grawa_hvd import _C
+from grawa_hvd.modes import untold
 from grawa_hvd.ops.reference import NO_GRADIENT, is_dense
 
 
@@ -87,21 +89,29 @@ class LayerTable:
         else:
             torch.ops.grawa.pack(self._in_wire_order(), weights, out, base)
 
-    def blend_(self, center: Tensor, pull: Tensor, distances: Tensor | None = None) -> None:
+    def blend_(
+        self, center: Tensor, pull: Tensor, distances: Tensor | None = None, tells_autograd: bool = True
+    ) -> None:
         """Pulls the parameters toward a center in place, as `grawa_hvd.ops.blend_` does.
 
         Args:
             center: the flat center, shape [numel], contiguous.
             pull: the pull of each layer, shape [layers], float32 or float64; in [0, 1] for an interpolation.
             distances: if given, receives the distances from the center before the blend, shape [layers].
+            tells_autograd: whether a backward whose graph has saved the parameters is to fail; else it goes on with
+                what they are then.
 
         Raises:
             RuntimeError: if a dtype, a shape or a device is wrong, or `center` shares memory with a parameter.
         """
         compiled = self._current()
         if compiled is not None:
-            compiled.blend_(center, pull, distances)
+            compiled.blend_(center, pull, distances, tells_autograd)
             return
+        with nullcontext() if tells_autograd else untold(self._params):
+            self._blend_by_ops(center, pull, distances)
+
+    def _blend_by_ops(self, center: Tensor, pull: Tensor, distances: Tensor | None) -> None:
         tensors = self._in_wire_order()
         torch.ops.grawa.blend_(tensors, center, pull, distances)
         with torch.no_grad():

@@ -17,9 +17,14 @@ def digest(lines: Iterable[str]) -> int:
 
 
 class Terms:
-    """What ranks must agree on: a line for each setting and each parameter, and a digest of them all."""
+    """What ranks must agree on: a line for each setting and each parameter, and a digest of them all.
 
-    def __init__(self, *lines: list[str]) -> None:
+    Args:
+        lines: all that is compared; names: of the parameters, in order.
+    """
+
+    def __init__(self, *lines: list[str], names: Iterable[str] = ()) -> None:
+        self.names = list(names)
         self.lines = [line for part in lines for line in part]
         self.digest = digest(self.lines)
 
@@ -41,12 +46,40 @@ def gather_bytes(payload: bytes, transport: Transport, name: str) -> list[bytes]
     return [bytes(row[: int(length)].to(torch.uint8).tolist()) for row, length in zip(rows, lengths, strict=True)]
 
 
+def common_order(names: list[str], transport: Transport) -> list[str] | None:
+    """The first rank's order of the names of layers' parameters, if the ranks differ in nothing else; a collective.
+
+    Returns:
+        None where some rank has other names, or all have the same order.
+    """
+    texts = [text.decode() for text in gather_bytes("\n".join(names).encode(), transport, "names") if text]
+    orders = [text.split("\n") for text in texts]
+    differ = len(set(texts)) > 1 and len({tuple(sorted(order)) for order in orders}) == 1
+    return orders[0] if differ else None
+
+
+class OrderDiffersError(Exception):
+    """The ranks have the same parameters in another order; raised on all of them, none the wiser in the end.
+
+    Attributes:
+        order: the names in the order that all are to take.
+    """
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self.order = order
+
+
 def refuse_difference(terms: Terms, transport: Transport) -> NoReturn:
     """Find the first line in which ranks differ and raise; a collective.
 
     Raises:
-        ValueError: always, on every rank.
+        OrderDiffersError: on every rank, if they have the same parameters in another order.
+        ValueError: on every rank, otherwise.
     """
+    order = common_order(terms.names, transport)
+    if order is not None:
+        raise OrderDiffersError(order)
     texts = gather_bytes("\n".join(terms.lines).encode(), transport, "terms")
     columns = {rank: text.decode().split("\n") for rank, text in enumerate(texts) if text}
     for number in range(max(len(column) for column in columns.values())):

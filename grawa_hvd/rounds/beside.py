@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from grawa_hvd.modes import untold
 from grawa_hvd.transport.wire import Wire
 
 
@@ -58,6 +59,6 @@ class EqualAverage:
         """Let the tensors be their means, once the sum has come."""
         if not self._replaces:
             return
-        with torch.no_grad():
+        with torch.no_grad(), untold(self._tensors):
             for tensor, mean in zip(self._tensors, self._means(), strict=True):
                 tensor.copy_(mean)

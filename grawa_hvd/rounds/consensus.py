@@ -11,6 +11,7 @@ from torch import Tensor
 from grawa_hvd.errors import AllWorkersDivergedError
 from grawa_hvd.model.buffers import Buffers
 from grawa_hvd.model.layout import Layout
+from grawa_hvd.modes import lasting, untold
 from grawa_hvd.rounds.beside import EqualAverage
 from grawa_hvd.rounds.center import Center
 from grawa_hvd.rounds.exchange import Exchange
@@ -54,7 +55,7 @@ def mean_of_workers(member: Member, buffers: Buffers, rows: Rows) -> Iterator[No
     weights = member.weights if rows.came_for(Reason.LAST_CONSENSUS) else None
     layout, wire, rank = member.model.layout, member.wire, member.wire.transport.rank
     equal, own = shares(None, rows.size, rows.finite)[rank], shares(weights, rows.size, rows.finite)[rank]
-    with torch.no_grad():
+    with lasting():
         tensors = [*layout.parameters, *buffers.tensors]
         saved = [tensor.detach().clone() for tensor in tensors]
         _replace_by_mean_(layout, own.expand(len(layout.layer_names)), wire)
@@ -65,7 +66,7 @@ def mean_of_workers(member: Member, buffers: Buffers, rows: Rows) -> Iterator[No
     try:
         yield
     finally:
-        with torch.no_grad():
+        with lasting(), untold(tensors):
             for tensor, before in zip(tensors, saved, strict=True):
                 tensor.copy_(before)
 

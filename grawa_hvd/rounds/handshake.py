@@ -161,8 +161,8 @@ def _check_loads(rows: Rows, transport: Transport) -> None:
     alone = [rank for rank in rows.arriving if last and rows.header[rank].handshakes == last]
     if alone:
         raise RanksOutOfStepError(
-            f"{transport.label(alone)} loaded a checkpoint while the other ranks trained on. Load it on every rank, or "
-            "before the first step"
+            f"{transport.label(alone)} loaded a checkpoint, or called recenter(), while the other ranks trained on. Do "
+            "it on every rank, or load before the first step"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, Reported
 from grawa_hvd.rounds.adopt import adopt_, adopt_memory, start_center_
-from grawa_hvd.rounds.agreement import digest
+from grawa_hvd.rounds.agreement import OrderDiffersError, digest
 from grawa_hvd.rounds.handshake import Handshake, check
 from grawa_hvd.rounds.observe import Measurement, no_columns
 from grawa_hvd.rounds.replica import Replica
@@ -26,6 +26,9 @@ class Wrapped(Protocol):
 
     def names(self) -> dict[Tensor, str]:
         """The parameters, as they are now, with their names."""
+
+    def reorder(self, order: list[str]) -> None:
+        """Let the parameters come in the order of these names."""
 
     def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
         """The state by parameter."""
@@ -83,6 +86,11 @@ class Member:
         """Whether that is the model as it is now."""
         return self.replica is not None and self.replica.is_of(self.wrapped.names())
 
+    @property
+    def has_other_shapes(self) -> bool:
+        """Whether a parameter has changed its shape since the model was laid out."""
+        return self.replica is not None and any(p.shape != size for p, size in self.replica.sizes.items())
+
     def lay_out(self) -> None:
         """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""
         names = self.wrapped.names()
@@ -107,8 +115,13 @@ class Member:
         with phases("scores"):
             failure = failure or self._begin_cycle(reason)
             row = self._row(reason, failure)
-        with phases("waited"):
-            rows = self._handshake.exchange(row, self.model.terms)
+        try:
+            with phases("waited"):
+                rows = self._handshake.exchange(row, self.model.terms)
+        except OrderDiffersError as other:  # as where heads are registered from a set: parameters meet by name
+            self.wrapped.reorder(other.order)
+            self.lay_out()
+            return self.exchange(reason, phases, failure)
         if self.model.layout.refusal is not None:  # as on all ranks, whose terms are the same
             raise ValueError(self.model.layout.refusal)
         if rows.header:
@@ -163,6 +176,12 @@ class Member:
                 before = torch.full((len(weights), len(layout.layer_names)), 1 / len(weights), dtype=weights.dtype)
             weights = before.index_copy(1, torch.tensor(layout.layers_of[fragment]), weights)
         self.weights = weights
+
+    def forget_center(self) -> None:
+        """Have no centre, and nothing that was learnt around it; the place in the run stays."""
+        self.model.rooms.forget()
+        self.model.estimate.restart()
+        self.distance = self.memory = self.weights = None
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Name → tensor, of the state that is averaged: all of it that has the shape of its parameter."""

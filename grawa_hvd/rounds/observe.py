@@ -66,12 +66,12 @@ def no_columns(replica: Replica, needs: frozenset[Column]) -> Tensor:
 
 
 def take_fresh_gradients(
-    source: FreshScores, replica: Replica, reported: Reported, fragment: int | None
+    source: FreshScores, replica: Replica, reported: Reported, fragment: int | None, step: int
 ) -> Exception | None:
     """Run the user's callable and take its gradients in; what it raises is returned, since other ranks wait."""
     layout = replica.layout
     try:
-        with source.gradients(layout.parameters) as loss:
+        with source.gradients(layout.parameters, step) as loss:
             norms = layout.grad_norms()
         if fragment is not None:  # the running means of the other layers are over rounds of theirs
             own = layout.indices(layout.layers_of[fragment])

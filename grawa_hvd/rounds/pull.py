@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.model.layout import Layout
+from grawa_hvd.modes import untold
 from grawa_hvd.rounds.center import Center
 
 
@@ -78,10 +79,10 @@ class Puller:
         bucket, center = self._layout.buckets[number], self._center.buffers[number]
         strengths = self._of_parameters(strength)[number]
         if distances is None:
-            bucket.table.blend_(center, strengths)
+            bucket.table.blend_(center, strengths, tells_autograd=False)
         else:
             part = torch.zeros_like(strengths)
-            bucket.table.blend_(center, strengths, part)
+            bucket.table.blend_(center, strengths, part, tells_autograd=False)
             distances[bucket.indices] = part.to(distances)
 
     def distances(self) -> Tensor:
@@ -123,8 +124,9 @@ class Snapshot:
         bucket, moved = self._layout.buckets[number], self._flat.pop(number)
         torch.sub(self._center.buffers[number], moved, out=moved)
         distance: Tensor = torch.linalg.vector_norm(moved, dtype=torch.float64)
-        if isinstance(strength, Tensor):
-            torch._foreach_add_(bucket.parameters, bucket.views(moved.mul_(strength)))
-        else:
-            torch._foreach_add_(bucket.parameters, bucket.views(moved), alpha=strength)
+        with untold(bucket.parameters):
+            if isinstance(strength, Tensor):
+                torch._foreach_add_(bucket.parameters, bucket.views(moved.mul_(strength)))
+            else:
+                torch._foreach_add_(bucket.parameters, bucket.views(moved), alpha=strength)
         return distance[None]

@@ -33,7 +33,7 @@ class Replica:
         already: parameters that have been averaged before.
 
     Attributes:
-        layout: the parameters that are averaged.
+        layout: the parameters that are averaged; first: one of them, where there are any.
         rooms: what rounds of all workers work on.
         estimate: of the layers' gradient norms.
         terms: all that the ranks must agree on.
@@ -48,10 +48,11 @@ class Replica:
         self._built_from = _membership(trained)
         layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
         self.layout = layout
+        self.first = layout.parameters[0] if layout.parameters else torch.empty(0)
         self.rooms = self._new_rooms()
         self._plain_rooms: dict[str, Rooms] = {}
         self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)
-        self.terms = Terms(settings.describe(), wire.describe(), layout.describe())
+        self.terms = Terms(settings.describe(), wire.describe(), layout.describe(), names=layout.names)
 
     def _new_rooms(self) -> Rooms:
         settings, layout, center = self._settings, self.layout, Center(self.layout)
@@ -95,11 +96,25 @@ class Replica:
         return frozenset(map(id, self.layout.parameters))
 
     def laid_out_anew(self, names: dict[Tensor, str]) -> Replica:
-        """The replica of a model whose parameters were added to, unfrozen, moved or cast: all that is known stays."""
+        """The replica of a model whose parameters were added to, unfrozen, moved, cast, or changed their shapes.
+
+        All that is known stays, but of a parameter of another shape.
+        """
         result = Replica(names, self._settings, self._wire, self._averaged_already())
         numbers = {id(parameter): number for number, parameter in enumerate([*names, *self.layout.parameters])}
-        result.load(self.state(numbers), numbers)
+        state = self.state(numbers)
+        for parameter, size in self.sizes.items():
+            if parameter.shape != size:
+                state["state"].pop(numbers[id(parameter)], None)
+        result.load(state, numbers)
         return result
+
+    @property
+    def sizes(self) -> dict[Tensor, torch.Size]:
+        """Parameter → its shape when the model was laid out."""
+        return {
+            p: size for bucket in self.layout.buckets for p, size in zip(bucket.parameters, bucket.sizes, strict=True)
+        }
 
     def named_center(self) -> dict[str, Tensor] | None:
         """Parameter name → its part of the centre; None before the first round."""
@@ -144,6 +159,6 @@ def _looks(names: dict[Tensor, str]) -> list[Look]:
     return [(p.data_ptr(), p.requires_grad, p.dtype, p.device, p.shape, p.stride()) for p in names]
 
 
-def _membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, tuple[int, ...]]]:
+def _membership(names: Iterable[Tensor]) -> list[tuple[int, torch.dtype, torch.device, torch.Size, tuple[int, ...]]]:
     """What a layout is built from, to notice when it is out of date."""
-    return [(id(p), p.dtype, p.device, p.stride()) for p in names]
+    return [(id(p), p.dtype, p.device, p.shape, p.stride()) for p in names]

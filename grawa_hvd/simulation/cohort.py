@@ -133,7 +133,7 @@ class Cohort:
 
         for number, seat in enumerate(self._seats):
             source = replace(self._fresh, backward=partial(give, number, seat))
-            error = take_fresh_gradients(source, seat.model, seat.reported, None)
+            error = take_fresh_gradients(source, seat.model, seat.reported, None, self._steps)
             if error is not None:
                 raise error
 

@@ -70,7 +70,8 @@ class FusedStep:
         """Build what is looked up once, anew where parameters, layout or centre are others."""
         params = chain.from_iterable(group["params"] for group in param_groups)
         count = sum(len(group["params"]) for group in param_groups)
-        if count != len(self._params) or not all(map(operator.is_, params, self._params)):
+        laid_out = self._targets is not None and self._targets[0] is layout
+        if not laid_out or count != len(self._params) or not all(map(operator.is_, params, self._params)):
             self._params = [param for group in param_groups for param in group["params"]]
             groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
             self._table = ops.StepTable(self._algorithm, self._params, groups)

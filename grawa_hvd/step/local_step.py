@@ -13,8 +13,6 @@ from grawa_hvd.step.capture import refuse_captured_step
 from grawa_hvd.step.fused import ALGORITHMS, FusedStep
 from grawa_hvd.worker import Worker
 
-Closure = Callable[[], Any] | None
-
 
 class LocalStep:
     """The local steps of one optimizer, and what the worker does around them.
@@ -30,11 +28,14 @@ class LocalStep:
         self._wrapped, self._worker, self._wrapped_scales = wrapped, worker, wrapped_scales
         self._fused = FusedStep(wrapped) if fused and wrapped in ALGORITHMS else None
 
-    def __call__(self, optimizer: Any, closure: Closure) -> Any:
+    def __call__(self, optimizer: Any, *arguments: Any, **named: Any) -> Any:
         """Make one step, and a round if one is due.
 
+        Args:
+            optimizer: the wrapper; arguments, named: what its `step` was given, as a closure.
+
         Returns:
-            What `closure` returned.
+            What the wrapped class's `step` returns: the closure's result, nearly always.
 
         Raises:
             RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
@@ -44,32 +45,32 @@ class LocalStep:
             refuse_captured_step(optimizer.param_groups)
         self._worker.before_step()
         if self._fused is None or not is_active:
-            result = self._by_torch(optimizer, functools.partial(self._wrapped.step, optimizer), closure)
+            result = self._by_torch(optimizer, functools.partial(self._wrapped.step, optimizer, *arguments, **named))
         else:
-            result = _hooked_step(optimizer) if closure is None else _hooked_step(optimizer, closure)
+            result = _hooked_step(optimizer, *arguments, **named)
         self._worker.count_step()
         return result
 
-    def within_hooks(self, optimizer: Any, closure: Closure) -> Any:
+    def within_hooks(self, optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
         """The step itself: by the fused kernel, or by torch where that cannot."""
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
         if self._fused is None or not self._worker.fused_step(self._fused, optimizer):
-            self._by_torch(optimizer, functools.partial(_without_hooks(self._wrapped.step), optimizer), None)
+            self._by_torch(optimizer, functools.partial(_without_hooks(self._wrapped.step), optimizer))
         return result
 
-    def _by_torch(self, optimizer: Any, step: Callable[[Closure], Any], closure: Closure) -> Any:
+    def _by_torch(self, optimizer: Any, step: Callable[[], Any]) -> Any:
         """A step of the wrapped class, and what the worker does after it."""
         worker = self._worker
         if getattr(optimizer, "found_inf", None) is None:
-            result = step(closure)
+            result = step()
             worker.take_in()
         elif self._wrapped_scales:
             # Without any gradient GradScaler's sum over devices is the integer 0.
             overflow = torch.as_tensor(optimizer.found_inf)
-            result = step(closure)
+            result = step()
             worker.take_in(found_inf=overflow)
         else:
             # GradScaler would have left the step out where gradients overflowed; it counts on every rank.
@@ -78,15 +79,15 @@ class LocalStep:
             result = None
             if not skipped:
                 amp.unscale_(optimizer, scale)
-                result = step(closure)
+                result = step()
             worker.take_in(consumed=not skipped)
         return result
 
 
 @torch.optim.Optimizer.profile_hook_step
-def _hooked_step(optimizer: Any, closure: Closure = None) -> Any:
+def _hooked_step(optimizer: Any, *arguments: Any, **named: Any) -> Any:
     """The step within torch's step hooks, which are given these arguments and no others."""
-    return optimizer._local_step.within_hooks(optimizer, closure)
+    return optimizer._local_step.within_hooks(optimizer, *arguments, **named)
 
 
 def _without_hooks(step: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import socket
@@ -32,6 +33,7 @@ NO_PROCESS_SETS = (
 )
 
 # By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
+# What is counted is what has begun to sum: all ranks do that together, while one alone may make an optimizer.
 _instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
 
 
@@ -61,8 +63,11 @@ class HorovodTransport(Transport):
         if not isinstance(process_set, hvd.ProcessSet):
             raise ValueError(f"process_set must be an hvd.ProcessSet, but is {process_set!r}")
         self._process_set = process_set
-        # Two optimizers in one process must not share collective names (horovod#2559).
-        self._prefix = f"grawa.{next(_instances[tuple(process_set.ranks or ())])}"
+
+    @functools.cached_property
+    def _prefix(self) -> str:
+        """Of collective names, which two optimizers in one process must not share (horovod#2559)."""
+        return f"grawa.{next(_instances[tuple(self._process_set.ranks or ())])}"
 
     @property
     def rank(self) -> int:

@@ -501,6 +501,13 @@ def test_tied_parameters_are_averaged_once(names: str) -> None:
     assert equal_on_all_ranks(model)
 
 
+def test_complex_parameters_are_refused_by_name() -> None:
+    model = nn.ParameterDict({"real": torch.zeros(2), "phase": torch.zeros(2, dtype=torch.complex64)})
+    with pytest.raises(ValueError, match="phase is complex"):
+        DistributedGrawaOptimizer(sgd(model), model.named_parameters())
+    DistributedGrawaOptimizer(torch.optim.SGD([model["real"]], lr=0.1), model.named_parameters())
+
+
 @pytest.mark.parametrize("tensors", [1, 500])
 def test_models_of_one_and_of_many_tensors(tensors: int, rank: int) -> None:
     model = nn.ParameterList([torch.ones(3) for _ in range(tensors)])

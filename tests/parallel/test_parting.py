@@ -371,6 +371,19 @@ def test_two_optimizers_in_one_process_do_not_disturb_each_other(rank: int) -> N
     assert same(copies(models[1]), alone[1])
 
 
+@pytest.mark.parametrize("made", ["one more on rank 0", "in another order on rank 0"])
+def test_ranks_meet_whatever_optimizers_each_has_made_before(made: str, rank: int) -> None:
+    if made == "one more on rank 0" and rank == 0:
+        wrap(mlp(7))
+    order = [1, 0] if made == "in another order on rank 0" and rank == 0 else [0, 1]
+    models = [mlp(0), mlp(1)]
+    optimizers = {number: wrap(models[number], pull=1.0) for number in order}
+    for number, model in enumerate(models):
+        train(model, optimizers[number], range(2))
+    assert all(optimizer.rounds == 1 for optimizer in optimizers.values())
+    assert [equal_on_all_ranks(model) for model in models] == [True, True]
+
+
 @pytest.mark.parametrize("raises_on", ["the first rank", "the last rank"])
 def test_scores_that_raise_on_one_rank_are_its_error_and_a_scores_error_elsewhere(
     raises_on: str, rank: int, size: int

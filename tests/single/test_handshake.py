@@ -137,7 +137,10 @@ def test_a_load_on_one_rank_alone_is_told_from_an_arrival(transport: LocalTransp
     under_way = row(Reason.ROUND, terms, handshakes=5, steps=9, rounds=2)
     check(rows_of(under_way, row(Reason.ARRIVAL, terms, handshakes=3)), None, transport)
     check(rows_of(row(Reason.ARRIVAL, terms, handshakes=5), row(Reason.ARRIVAL, terms, handshakes=5)), None, transport)
-    with pytest.raises(grawa_hvd.RanksOutOfStepError, match="loaded a checkpoint while the other ranks trained on"):
+    with pytest.raises(
+        grawa_hvd.RanksOutOfStepError,
+        match=r"loaded a checkpoint, or called recenter\(\), while the other ranks trained on",
+    ):
         check(rows_of(under_way, row(Reason.ARRIVAL, terms, handshakes=5)), None, transport)
 
 
@@ -201,3 +204,21 @@ def test_a_period_out_of_range_on_the_rank_that_leads_is_an_error_on_all(returne
     assert found[0][0] == "ValueError"
     assert found[0][1].startswith("period must return an integer") and found[0][1].endswith(f"returned {returned}")
     assert found[1] == found[0] if returned == 0 else found[1][0] == "ScoresError"
+
+
+def test_parameters_that_come_in_another_order_on_some_rank_meet_by_name() -> None:
+    def work(transport: LocalTransport) -> tuple[list[str], list[float]]:
+        values = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 2.0]), "c": torch.tensor([3.0])}
+        model = nn.ParameterDict({name: values[name] for name in ("abc", "cab", "abc")[transport.rank]})
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=1.0), model.named_parameters(), process_group=transport,
+            averaging="uniform", period=1, pull=1.0,
+        )  # fmt: skip
+        for number, name in enumerate("abc"):
+            model[name].grad = torch.full_like(model[name], transport.rank * (number + 1.0))
+        optimizer.step()
+        assert optimizer.last_round is not None
+        return optimizer.last_round.layer_names, [model[name][0].item() for name in "abc"]
+
+    # The mean gradients are 1, 2 and 3.
+    assert run_workers(3, work) == [(["a", "b", "c"], pytest.approx([0.0, 0.0, 0.0], abs=1e-6))] * 3

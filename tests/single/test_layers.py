@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +95,21 @@ def test_of_parameters_that_share_their_memory_the_first_stands_for_all() -> Non
     second, empty, other_empty = nn.Parameter(first.data), nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0))
     names: dict[Tensor, str] = {first: "a", second: "b", empty: "c", other_empty: "d"}
     assert list(averaged(names, set()).values()) == ["a", "c", "d"]
+
+
+def test_a_view_of_the_same_memory_is_the_same_whatever_its_shape() -> None:
+    first = nn.Parameter(torch.zeros(3, 4))
+    views = {"t": first.data.t(), "flat": first.data.view(-1), "more": first.data.view(3, 2, 1, 2)}
+    parts = {"row": first.data[0], "column": first.data[:, 0], "rows": first.data[:2]}
+    names: dict[Tensor, str] = {first: "a", **{nn.Parameter(own): name for name, own in {**views, **parts}.items()}}
+    assert list(averaged(names, set()).values()) == ["a", *parts]
+
+
+def test_complex_parameters_that_are_trained_are_refused_by_name() -> None:
+    phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(ValueError, match="phase is complex"):
+        averaged({phase: "phase"}, set())
+    assert averaged({phase.requires_grad_(False): "phase"}, set()) == {}
 
 
 def test_a_tied_parameter_keeps_its_first_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +74,26 @@ def test_an_outer_optimizer_is_compared_by_its_class_and_settings() -> None:
 def test_an_outer_optimizer_that_is_none_or_one_too_many_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("period", np.int64(3)), ("period", torch.tensor(3)), ("pull", np.float32(0.5)), ("pull", torch.tensor(0.5)),
+        ("proximity", np.float16(0.5)), ("outer_momentum", np.array(0.5)), ("overlap", np.uint8(3)),
+        ("fragments", np.int32(3)), ("local_period", np.int64(3)), ("warmup_steps", torch.tensor(3)),
+        ("groups", np.int64(3)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_other_libraries_are_taken_as_the_numbers_they_are(argument: str, value: Any) -> None:
+    settings, plain = Settings(**{argument: value}), Settings(**{argument: value.item()})
+    assert getattr(settings, argument) == value.item()
+    assert type(getattr(settings, argument)) is type(value.item())
+    assert settings.describe() == plain.describe()
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), torch.tensor(True), np.ones(1), torch.ones(1), torch.tensor(1.5)])
+def test_what_is_no_integer_is_no_period_whoever_made_it(value: Any) -> None:
+    with pytest.raises(ValueError, match="period must be an integer"):
+        Settings(period=value)

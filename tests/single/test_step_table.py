@@ -139,10 +139,12 @@ def test_tells_autograd_what_it_wrote(algorithm: str) -> None:
     grad, state = setup.params[0].grad, setup.optimizer.state[setup.params[0]]
     assert grad is not None
     tensors = (value for value in state.values() if value is not None)
-    written = [setup.params[0], setup.params[1], *tensors, setup.norms]
+    written = [setup.params[0], *tensors, setup.norms]
+    pulled = setup.params[1]._version
     versions = [tensor._version for tensor in written]
     assert setup.step()
     assert all(tensor._version > version for tensor, version in zip(written, versions, strict=True))
+    assert setup.params[1]._version == pulled  # without a gradient, and averaging is not told
     assert grad._version == 1  # its own copy_
     assert setup.step(grad_scale=torch.tensor(2.0))
     assert grad._version == 2
