@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -117,6 +118,12 @@ class Settings:
             raise ValueError(f"only one of these can move the centre, but there are {' and '.join(chosen)}")
         self._outer_text = None if self.outer_optimizer is None else _checked_outer(self.outer_optimizer)
         return next(iter(chosen.values()), None)
+
+    def copied(self, memo: dict[int, Any]) -> Settings:
+        """The same of a model that `copy.deepcopy` is copying; what calls into the user's script stays that."""
+        result = copy.copy(self)
+        result.groups, result.buffers = copy.deepcopy((self.groups, self.buffers), memo)
+        return result
 
     @property
     def starts_at_first_step(self) -> bool:
