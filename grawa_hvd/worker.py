@@ -130,6 +130,8 @@ class Worker:
         model = self.member.model
         pull = self.member.proximity if model.rooms.center.known else 0.0
         made, norms = fused.step(optimizer, model.rooms, pull, self._observes)
+        if model.holes:
+            model.holes.after_pull()
         if norms is not None:
             model.estimate.update(norms)
         return made
@@ -161,6 +163,8 @@ class Worker:
             model.estimate.update(norms)
         if self.member.proximity and model.rooms.center.known:
             model.rooms.puller.pull_(self.member.proximity)
+            if model.holes:
+                model.holes.after_pull()
 
     @torch.no_grad()
     def count_step(self) -> None:
@@ -225,12 +229,17 @@ class Worker:
             round_.finish()
 
     def _started(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
-        round_ = self._starter.start(rows, due, phases, follows)
+        with self.member.model.holes.filled():
+            round_ = self._starter.start(rows, due, phases, follows)
         if round_ is not None and not due.within_host:
             self.member.rounds = 1 + max(header.rounds for header in rows.header.values())
         return round_
 
     def _finish(self, round_: Round) -> None:
+        with self.member.model.holes.filled():
+            self._finish_filled(round_)
+
+    def _finish_filled(self, round_: Round) -> None:
         member, (report, distance) = self.member, round_.finish()
         self._diverged_in_a_row = self._diverged_in_a_row + 1 if round_.diverged else 0
         if round_.diverged:
@@ -272,11 +281,13 @@ class Worker:
         """Exchange rows with the others; while some arrive, or missed rounds, let those take their places first."""
         phases = phases or Phases()
         while True:
-            rows = self.member.exchange(reason, phases, failure)
+            with self.member.model.holes.filled():
+                rows = self.member.exchange(reason, phases, failure)
             moves = bool(rows.header and (rows.arriving or rows.behind))
             if moves:
                 self.finish_rounds()
-                self.member.adopt(rows)
+                with self.member.model.holes.filled():
+                    self.member.adopt(rows)
             if reason in (Reason.ARRIVAL, Reason.NOTHING) or not moves:
                 return rows
 
@@ -303,7 +314,8 @@ class Worker:
         if not rows.finite:
             raise AllWorkersDivergedError(f"none of the {len(rows.header)} workers has finite parameters")
         weight = 1 / len(rows.finite) if self._transport.rank in rows.finite else 0.0
-        with plain_mean(self.member.model.layout, self._settings.buffers, weight, self.member.wire):
+        model = self.member.model
+        with plain_mean(model.layout, self._settings.buffers, weight, self.member.wire, model.holes):
             yield
 
     # Checkpoints.

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from grawa_hvd.model.buffers import Buffers
+from grawa_hvd.model.holes import Holes
 from grawa_hvd.model.layout import Layout
 from grawa_hvd.modes import lasting, untold
 from grawa_hvd.rounds.beside import EqualAverage
@@ -18,7 +19,7 @@ from grawa_hvd.transport.wire import Wire
 
 
 @contextmanager
-def plain_mean(layout: Layout, buffers: Buffers, weight: float, wire: Wire) -> Iterator[None]:
+def plain_mean(layout: Layout, buffers: Buffers, weight: float, wire: Wire, holes: Holes) -> Iterator[None]:
     """Let parameters and buffers be their mean over the workers inside the block, and bitwise their own after it.
 
     Args:
@@ -26,11 +27,13 @@ def plain_mean(layout: Layout, buffers: Buffers, weight: float, wire: Wire) -> I
         buffers: those that are averaged too.
         weight: 1/M for a worker that counts, 0 for one that does not.
         wire: how the sum travels; all workers enter.
+        holes: what was infinite when training began.
     """
     with lasting():
         tensors = [*layout.parameters, *buffers.tensors]
         own = [tensor.detach().clone() for tensor in tensors]
-        _replace_by_mean_(layout, weight, wire)
+        with holes.filled():
+            _replace_by_mean_(layout, weight, wire)
         if buffers.tensors:
             average = EqualAverage(buffers.tensors, buffers.variances, weight, wire, "buffers")
             average.wait()
