@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.__future__ import get_swap_module_params_on_conversion
 
 from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
@@ -296,6 +297,11 @@ class Worker:
             self.finish_rounds()
             self.member.lay_out()
 
+    def let_go(self) -> None:
+        """Hold no parameter but by its Python object: torch swaps none that others hold."""
+        if self.member.replica is not None:
+            self.member.model.layout.let_go()
+
     @contextmanager
     def consensus(self) -> Iterator[None]:
         """Parameters are the plain mean over the workers that have not diverged inside the block; a collective."""
@@ -316,6 +322,8 @@ class Worker:
         weight = 1 / len(rows.finite) if self._transport.rank in rows.finite else 0.0
         model = self.member.model
         with plain_mean(model.layout, self._settings.buffers, weight, self.member.wire, model.holes):
+            if get_swap_module_params_on_conversion():
+                self.let_go()
             yield
 
     # Checkpoints.

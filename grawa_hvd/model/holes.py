@@ -1,4 +1,4 @@
-"""Elements that were infinite when training began, as −inf of forbidden transitions: they stay, and nothing has diverged.
+"""Elements that were infinite when training began, as −inf of forbidden transitions: they stay, and nothing diverged.
 
 Such an element has no difference from a centre. It counts as 0 while the workers average, and is then put back.
 """
@@ -12,24 +12,23 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.modes import untold
+from grawa_hvd.transfer import read
 
 
 class Holes:
     """The infinite elements of some parameters, as they are now.
 
     Args:
-        parameters: finite ones cost one reading of their norms.
-        norms: of the parameters.
+        parameters: of a model; norms: theirs, [P], which the host waits for.
     """
 
     def __init__(self, parameters: Sequence[Tensor] = (), norms: Tensor | None = None) -> None:
         self._depth = 0
         self._of: dict[Tensor, tuple[Tensor, Tensor]] = {}  # parameter → where, and what
-        if norms is None or bool(norms.isfinite().all()):
-            return
-        for parameter, norm in zip(parameters, norms.tolist(), strict=True):
+        finite = [] if norms is None else read(norms).isfinite().tolist()
+        for parameter in (parameter for parameter, is_finite in zip(parameters, finite, strict=False) if not is_finite):
             where = parameter.detach().isinf()
-            if norm - norm != 0 and bool(where.any()):
+            if where.any():
                 self._of[parameter] = (where, parameter.detach().clone())
 
     def __bool__(self) -> bool:
