@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -154,6 +155,12 @@ class Settings:
     def has_common_center(self) -> bool:
         """Whether all workers have one centre; with neighbors, each has its own."""
         return self.recipe.exchange == "sum"
+
+    def copied(self, memo: dict[int, Any]) -> Settings:
+        """The same of a model that `copy.deepcopy` is copying; what calls into the user's script stays that."""
+        result = copy.copy(self)
+        result.groups, result.buffers = copy.deepcopy((self.groups, self.buffers), memo)
+        return result
 
     @property
     def starts_at_first_step(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.__future__ import get_swap_module_params_on_conversion
 
 from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
@@ -137,6 +138,8 @@ class Worker:
         model = self.member.model
         pull = self.member.proximity if model.rooms.center.known else 0.0
         made, norms = fused.step(optimizer, model.rooms, pull, self._observes)
+        if model.holes:
+            model.holes.after_pull()
         if norms is not None:
             model.estimate.update(norms)
         return made
@@ -168,6 +171,8 @@ class Worker:
             model.estimate.update(norms)
         if self.member.proximity and model.rooms.center.known:
             model.rooms.puller.pull_(self.member.proximity)
+            if model.holes:
+                model.holes.after_pull()
 
     @torch.no_grad()
     def count_step(self) -> None:
@@ -244,13 +249,18 @@ class Worker:
             round_.finish()
 
     def _started(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
-        round_ = self._starter.start(rows, due, phases, follows)
+        with self.member.model.holes.filled():
+            round_ = self._starter.start(rows, due, phases, follows)
         if round_ is not None and not due.within_host:
             self.member.rounds = rows.rounds
             self.member.note_weights(round_.weights, due.fragment)
         return round_
 
     def _finish(self, round_: Round) -> None:
+        with self.member.model.holes.filled():
+            self._finish_filled(round_)
+
+    def _finish_filled(self, round_: Round) -> None:
         member, (report, distance) = self.member, round_.finish()
         self._diverged_in_a_row = self._diverged_in_a_row + 1 if round_.diverged else 0
         if round_.diverged:
@@ -292,11 +302,13 @@ class Worker:
         """Exchange rows with the others; while some arrive, or missed rounds, let those take their places first."""
         phases = phases or Phases()
         while True:
-            rows = self.member.exchange(reason, phases, failure)
+            with self.member.model.holes.filled():
+                rows = self.member.exchange(reason, phases, failure)
             moves = bool(rows.header and (rows.arriving or rows.behind))
             if moves:
                 self.finish_rounds()
-                self.member.adopt(rows)
+                with self.member.model.holes.filled():
+                    self.member.adopt(rows)
             if reason in (Reason.ARRIVAL, Reason.NOTHING) or not moves:
                 return rows
 
@@ -311,6 +323,11 @@ class Worker:
             raise ValueError(f'weights must be "equal" or "last", but is {weights!r}')
         return self._consensus(Reason.CONSENSUS if weights == "equal" else Reason.LAST_CONSENSUS)
 
+    def let_go(self) -> None:
+        """Hold no parameter but by its Python object: torch swaps none that others hold."""
+        if self.member.replica is not None:
+            self.member.model.layout.let_go()
+
     @contextmanager
     def _consensus(self, reason: Reason) -> Iterator[None]:
         if not self.active:
@@ -321,6 +338,8 @@ class Worker:
             self._refresh()
             rows = self._meet(reason)
         with mean_of_workers(self.member, self._settings.buffers, rows):
+            if get_swap_module_params_on_conversion():
+                self.let_go()
             yield
 
     # Checkpoints.

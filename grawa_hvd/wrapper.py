@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,7 @@ class Averaged:
     def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
                wire: Wire, on_round: Callable[[RoundReport], None] | None, fused: bool) -> None:  # fmt: skip
         """Take over a plain optimizer's parameters and state, which stay shared with it."""
+        self._made_with = (names, settings, wire, on_round, fused)
         self.__dict__.update(optimizer.__dict__)
         # An LR scheduler made before the wrapping leaves a step there that is bound to the other object.
         self.__dict__.pop("step", None)
@@ -273,6 +275,30 @@ class Averaged:
             )
         self._synchronized, self._should_synchronize = False, True
         self._worker.load_state_dict(averaging, self._numbers())
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled: other processes are no part of a file."""
+        raise TypeError(
+            f"this distributed {self._wrapped.__name__} cannot be pickled, alone or within a trainer or scheduler: it "
+            "holds what connects it to the other ranks. Save optimizer.state_dict(), and load that into a new one"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """A copy of the same workers' optimizer, as plain torch makes one: parameters are copied unless in `memo`."""
+        kept = self._worker.state_dict(self._numbers())
+        plain = self._wrapped.__new__(self._wrapped)
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        plain.__setstate__(copy.deepcopy(self._wrapped.__getstate__(self), memo))
+        names, settings, wire, on_round, fused = self._made_with
+        owned = [parameter for group in self.param_groups for parameter in group["params"]]
+        own_names = {memo[id(p)]: name for p, name in names.items() if any(p is other for other in owned)}
+        copied._adopt(plain, own_names, settings.copied(memo), wire.again(), on_round, fused)
+        copied.backward_passes_per_step = self.backward_passes_per_step
+        with torch.no_grad():  # a round that was under way has been finished since the model was copied
+            for tensor in (*owned, *settings.buffers.tensors):
+                memo[id(tensor)].copy_(tensor)
+        copied._worker.load_state_dict(copy.deepcopy(kept), copied._numbers())
+        return copied
 
     def _numbers(self) -> dict[int, int]:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

@@ -112,6 +112,11 @@ class Layout:
         self._present.fill_(-1).scatter_reduce_(0, self.layer_of, wide, "amax")
         return torch.where(self._present == -1, self._present, self._squares.sqrt_())
 
+    def let_go(self) -> None:
+        """Let the kernels hold no parameter until they are called again."""
+        for table in (self.table, *(bucket.table for bucket in self.buckets)):
+            table.let_go()
+
     def numbers(self, values: Sequence[float]) -> Tensor:
         """Some numbers, float64, where the parameters are."""
         return send(torch.tensor(values, dtype=torch.float64), self.device)

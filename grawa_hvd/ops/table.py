@@ -119,6 +119,10 @@ class LayerTable:
                 if tensor is not param:
                     param.copy_(tensor)
 
+    def let_go(self) -> None:
+        """Hold no parameter but by its Python object, until the next call: torch swaps none that others hold."""
+        self._compiled = None
+
     def _compile(self) -> _C.LayerTable | None:
         """The table of C++ for where the parameters are now, or None where there are no kernels for that device."""
         devices = {param.device for param in self._params}

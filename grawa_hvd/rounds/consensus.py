@@ -58,7 +58,8 @@ def mean_of_workers(member: Member, buffers: Buffers, rows: Rows) -> Iterator[No
     with lasting():
         tensors = [*layout.parameters, *buffers.tensors]
         saved = [tensor.detach().clone() for tensor in tensors]
-        _replace_by_mean_(layout, own.expand(len(layout.layer_names)), wire)
+        with member.model.holes.filled():
+            _replace_by_mean_(layout, own.expand(len(layout.layer_names)), wire)
         if buffers.tensors:
             average = EqualAverage(buffers.tensors, buffers.variances, equal.item(), wire, "buffers")
             average.wait()

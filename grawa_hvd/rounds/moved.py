@@ -41,7 +41,7 @@ class Moved:
         Args:
             distance: ‖x − c‖ when it was pulled in the round before; NaN if it was not.
         """
-        if self._was_written and distance > JUMP * self._distance and not self._told:
+        if self._was_written and distance > JUMP * self._distance > 0 and not self._told:
             self._told = True
             warnings.warn(
                 f"at the last round this worker was {distance / self._distance:.0f} times as far from the centre as at "

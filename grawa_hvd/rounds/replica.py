@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grawa_hvd.model.holes import Holes
 from grawa_hvd.model.layout import Layout
 from grawa_hvd.model.names import averaged
 from grawa_hvd.rounds.agreement import Terms
@@ -30,21 +31,20 @@ class Replica:
         names: the optimizer's parameters with their names; those that are trained, or are in `already`, are averaged.
         settings: what the user asked for.
         wire: how the model travels.
-        already: parameters that have been averaged before.
+        before: the model as it was laid out before, if it was.
 
     Attributes:
         layout: the parameters that are averaged; first: one of them, where there are any.
         rooms: what rounds of all workers work on.
         estimate: of the layers' gradient norms.
+        holes: what was infinite when training began.
         terms: all that the ranks must agree on.
     """
 
-    def __init__(
-        self, names: dict[Tensor, str], settings: Settings, wire: Wire, already: frozenset[int] = frozenset()
-    ) -> None:
+    def __init__(self, names: dict[Tensor, str], settings: Settings, wire: Wire, before: Replica | None = None) -> None:
         self._settings, self._wire = settings, wire
         self._parameters, self._looks = list(names), _looks(names)
-        trained = averaged(names, already)
+        trained = averaged(names, frozenset() if before is None else before._averaged_already())
         self._built_from = _membership(trained)
         layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
         self.layout = layout
@@ -52,7 +52,11 @@ class Replica:
         self.rooms = self._new_rooms()
         self._plain_rooms: dict[str, Rooms] = {}
         self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)
-        self.terms = Terms(settings.describe(), wire.describe(), layout.describe(), names=layout.names)
+        self.holes = Holes() if layout.refusal else Holes(layout.parameters, layout.table.norms())
+        if before is not None:  # what is infinite now may have diverged
+            self.holes = self.holes.kept(before.holes, before.sizes)
+        lines = [*layout.describe(), *self.holes.describe(trained)]
+        self.terms = Terms(settings.describe(), wire.describe(), lines, names=layout.names)
 
     def _new_rooms(self) -> Rooms:
         settings, layout, center = self._settings, self.layout, Center(self.layout)
@@ -100,7 +104,7 @@ class Replica:
 
         All that is known stays, but of a parameter of another shape.
         """
-        result = Replica(names, self._settings, self._wire, self._averaged_already())
+        result = Replica(names, self._settings, self._wire, self)
         numbers = {id(parameter): number for number, parameter in enumerate([*names, *self.layout.parameters])}
         state = self.state(numbers)
         for parameter, size in self.sizes.items():

@@ -32,6 +32,7 @@ class FusedStep:
     def __init__(self, optimizer_class: type) -> None:
         self._algorithm = ALGORITHMS[optimizer_class]
         self._params: list[Tensor] = []
+        self._table: ops.StepTable | None = None
         self._targets: tuple[Layout, Center, int] | None = None
         self._norms = torch.empty(0)
 
@@ -61,31 +62,42 @@ class FusedStep:
                     rooms.puller.pull_(pull)
                 return True, None
             found_inf = None
-        self._prepare(optimizer.param_groups, layout, center)
+        table = self._prepare(optimizer.param_groups, layout, center)
         norms = self._norms if with_norms else None
-        made = self._table.step(optimizer.state, hyperparameters, pull, norms, scale, found_inf)
+        made = table.step(optimizer.state, hyperparameters, pull, norms, scale, found_inf)
         return made, layout.by_layer(self._norms) if made and with_norms else None
 
-    def _prepare(self, param_groups: list[dict[str, Any]], layout: Layout, center: Center) -> None:
+    def let_go(self) -> None:
+        """Hold no parameter until the next step."""
+        self._params, self._targets = [], None
+        self._table = None
+
+    def _prepare(self, param_groups: list[dict[str, Any]], layout: Layout, center: Center) -> ops.StepTable:
         """Build what is looked up once, anew where parameters, layout or centre are others."""
         params = chain.from_iterable(group["params"] for group in param_groups)
         count = sum(len(group["params"]) for group in param_groups)
         laid_out = self._targets is not None and self._targets[0] is layout
-        if not laid_out or count != len(self._params) or not all(map(operator.is_, params, self._params)):
+        if (
+            self._table is None
+            or not laid_out
+            or count != len(self._params)
+            or not all(map(operator.is_, params, self._params))
+        ):
             self._params = [param for group in param_groups for param in group["params"]]
             groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
             self._table = ops.StepTable(self._algorithm, self._params, groups)
             self._targets = None
         targets = (layout, center, center.version)
         if self._targets is None or self._targets != targets:
-            self._set_targets(layout, center)
+            self._set_targets(self._table, layout, center)
             self._targets = targets
+        return self._table
 
-    def _set_targets(self, layout: Layout, center: Center) -> None:
+    def _set_targets(self, table: ops.StepTable, layout: Layout, center: Center) -> None:
         row_of = {id(parameter): row for row, parameter in enumerate(layout.parameters)}
         parts, strides = center.parts(), layout.table.wire_strides
         rows = [row_of.get(id(parameter), -1) for parameter in self._params]
-        self._table.set_targets(
+        table.set_targets(
             rows,
             [None if row < 0 else parts[row] for row in rows],
             [

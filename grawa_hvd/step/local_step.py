@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.__future__ import get_swap_module_params_on_conversion
 
 from grawa_hvd.step import amp
 from grawa_hvd.step.capture import refuse_captured_step
@@ -49,6 +50,10 @@ class LocalStep:
         else:
             result = _hooked_step(optimizer, *arguments, **named)
         self._worker.count_step()
+        if get_swap_module_params_on_conversion():
+            self._worker.let_go()
+            if self._fused is not None:
+                self._fused.let_go()
         return result
 
     def within_hooks(self, optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,10 @@ class Transport(ABC):
     @abstractmethod
     def is_member(self) -> bool:
         """Whether this process is one of the workers; others train alone."""
+
+    def again(self) -> Transport:
+        """The same workers, for another optimizer of theirs."""
+        return copy.copy(self)
 
     @abstractmethod
     def sum_(self, buffer: Tensor, name: str) -> Work:

@@ -69,6 +69,10 @@ class HorovodTransport(Transport):
         """Of collective names, which two optimizers in one process must not share (horovod#2559)."""
         return f"grawa.{next(_instances[tuple(self._process_set.ranks or ())])}"
 
+    def again(self) -> HorovodTransport:
+        """The same process set, with other names for its sums."""
+        return HorovodTransport(self._process_set)
+
     @property
     def rank(self) -> int:
         """This worker's number among the workers."""

@@ -152,6 +152,10 @@ class Wire:
                 "differences, scaled together, have the range of bfloat16"
             )
 
+    def again(self) -> Wire:
+        """The same over the same workers, for another optimizer."""
+        return Wire(self.transport.again(), self._compression)
+
     def describe(self) -> list[str]:
         """A line for each thing that ranks must agree on."""
         return [f"compression={self.compression}"]

@@ -96,9 +96,9 @@ def test_under_a_grad_scaler_only_a_count_on_the_host_makes_a_step_read_whether_
 
 
 def test_workers_that_meet_at_the_start_read_the_rows_and_what_they_start_from() -> None:
-    """Headers first, for the ranks do not know yet that their rows are of one length."""
+    """Whether parameters are finite. Headers then, for the ranks do not know yet that their rows are of one length."""
     reads, uploads = Run().step()
-    assert are_of_rows(reads) == [True] * 3, reads
+    assert are_of_rows(reads) == [True] * 4, reads
     assert uploads == []
 
 
