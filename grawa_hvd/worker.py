@@ -54,6 +54,7 @@ class Worker:
         self._fresh = settings.source if needs_norms and isinstance(settings.source, FreshScores) else None
         self.member = Member(wrapped, wire, settings)
         self._starter = Starter(self.member, settings)
+        self._generation = wire.transport.generation
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
@@ -74,17 +75,32 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
+        self.notice_new_start()
         while self._under_way:  # what is under way is received, and nothing done with it
             self._under_way.pop(0)[1].receive()
         self.member.restart()
         self.last_round: RoundReport | None = None
         self._arrived = False
 
+    def notice_new_start(self) -> None:
+        """Where the backend was started anew since, as in an elastic job: the next step meets the other ranks anew.
+
+        A round that was under way is lost with the connections that carried it.
+        """
+        if self._generation == self._transport.generation:
+            return
+        self._generation = self._transport.generation
+        self._under_way.clear()
+        self._arrived = False
+        self.member.meet_anew()
+        self._starter = Starter(self.member, self._settings)
+
     # The path of a local step.
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
+        """At the first step, after a load and after a new start, meet the other ranks and take a place in the run."""
+        self.notice_new_start()
         if not self._arrived and self.active:
             self._arrive()
 
@@ -160,6 +176,7 @@ class Worker:
     @torch.no_grad()
     def round_now(self) -> None:
         """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
+        self.notice_new_start()
         if not self.active:
             return
         self.finish_rounds()
@@ -234,6 +251,7 @@ class Worker:
 
     def finish_rounds(self) -> None:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
+        self.notice_new_start()
         with torch.no_grad():
             while self._under_way:
                 self._finish(self._under_way.pop(0)[1])

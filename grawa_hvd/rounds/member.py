@@ -72,6 +72,15 @@ class Member:
         self.trial: Reported | None = None
         self.reported.restart()
 
+    def meet_anew(self) -> None:
+        """Know nothing of the other workers, who may be others now; its place and its centre stay."""
+        self._handshake = Handshake(self._transport)
+        self.proximity = 0.0
+        if self.replica is not None:
+            self.replica.forget_plain_rooms()
+        if self.weights is not None and len(self.weights) != self._transport.size:
+            self.memory = self.weights = None  # they are of other workers
+
     @property
     def model(self) -> Replica:
         """The model as it is laid out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,11 +137,10 @@ class Round:
         return replace(self._report, bytes=sent, phases=dict(self._phases.seconds)), distance
 
     def receive(self) -> None:
-        """Wait for the sums and do nothing with them."""
-        for incoming in self._incoming:
-            incoming.sum.wait()
-        for average in self.beside:
-            average.wait()
+        """Wait for the sums and do nothing with them, whether they come or fail, as with a peer that has ended."""
+        for sum_ in [*(incoming.sum for incoming in self._incoming), *self.beside]:
+            with suppress(Exception):
+                sum_.wait()
 
     def _pull_all(self) -> None:
         strength: float | Tensor | Callable[[Tensor], Tensor] = self._strength

@@ -1,4 +1,4 @@
-"""The workers of a Horovod process set; the only file that imports Horovod."""
+"""The workers of a Horovod process set; beside `elastic.py` the only file that imports Horovod."""
 
 from __future__ import annotations
 
@@ -31,8 +31,43 @@ NO_PROCESS_SETS = (
     "horovodrun with HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment"
 )
 
-# By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
-_instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
+STALE_PROCESS_SET = (
+    "process_set was made before hvd.shutdown(), and its ranks may be others now: make the process set and the "
+    "optimizer anew, or leave process_set out"
+)
+
+
+class _Life:
+    """Horovod from `hvd.init()` to `hvd.shutdown()`, after which an elastic job begins another.
+
+    Attributes:
+        generation: the number of ends before.
+        names: how many optimizers have names by now. By ranks: Horovod gives the number of a removed process set to the
+            next one, whose ranks may have counted differently.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.names: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
+
+    def watch(self) -> None:
+        """Notice each end: whoever calls `hvd.shutdown`, under whatever name, comes to the native function."""
+        native = hvd.mpi_ops._basics.MPI_LIB_CTYPES
+        shutdown = native.horovod_shutdown
+        if getattr(shutdown, "is_watched", False):
+            return
+
+        def shutdown_and_count() -> None:
+            shutdown()
+            self.generation += 1
+            self.names.clear()
+            _under_way.clear()
+
+        shutdown_and_count.is_watched = True  # type: ignore[attr-defined]
+        native.horovod_shutdown = shutdown_and_count
+
+
+_life = _Life()
 
 
 class HorovodTransport(Transport):
@@ -61,8 +96,21 @@ class HorovodTransport(Transport):
         if not isinstance(process_set, hvd.ProcessSet):
             raise ValueError(f"process_set must be an hvd.ProcessSet, but is {process_set!r}")
         self._process_set = process_set
-        # Two optimizers in one process must not share collective names (horovod#2559).
-        self._prefix = f"grawa.{next(_instances[tuple(process_set.ranks or ())])}"
+        _life.watch()
+        self._name()
+
+    def _name(self) -> None:
+        """Take a name: two optimizers in one process must not share those of collectives (horovod#2559).
+
+        After a new start the names are given anew, as optimizers are used, for new processes count from 0.
+        """
+        self._named_in = _life.generation
+        self._prefix = f"grawa.{next(_life.names[tuple(self._process_set.ranks or ())])}"
+
+    @property
+    def generation(self) -> int:
+        """How often `hvd.shutdown()` was called."""
+        return _life.generation
 
     @property
     def rank(self) -> int:
@@ -84,6 +132,10 @@ class HorovodTransport(Transport):
 
         While a rank has joined, Horovod can do nothing else: an allgather or broadcast fails then on every rank.
         """
+        if self._named_in != _life.generation:
+            if self._process_set.process_set_id != hvd.global_process_set.process_set_id:
+                raise ValueError(STALE_PROCESS_SET)
+            self._name()
         work = _Allreduce(buffer, f"{self._prefix}.{name}", self._process_set)
         _let_join_wait_for(work)
         return work
