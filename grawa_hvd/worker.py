@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.report import Phases, RoundReport
+from grawa_hvd.rounds import member_state
 from grawa_hvd.rounds.consensus import mean_of_workers
 from grawa_hvd.rounds.held_out import check_losses, try_out
 from grawa_hvd.rounds.member import Member, Wrapped
@@ -304,7 +304,7 @@ class Worker:
         if self.member.steps == 0 or self.member.replica is None:
             return None
         self.finish_rounds()
-        return checkpoint.state_of(self.member, numbers)
+        return member_state.state_of(self.member, numbers)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any] | None, numbers: dict[int, int]) -> None:
@@ -315,4 +315,4 @@ class Worker:
         """
         self.restart()
         if state is not None:
-            checkpoint.load(self.member, state, numbers)
+            member_state.load(self.member, state, numbers)

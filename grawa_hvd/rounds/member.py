@@ -92,6 +92,11 @@ class Member:
         """Whether that is the model as it is now."""
         return self.replica is not None and self.replica.is_of(self.wrapped.names())
 
+    @property
+    def policy(self) -> str:
+        """The name of the policy, by which its memory is told from another's."""
+        return type(self._settings.recipe.mix).__name__
+
     def lay_out(self) -> None:
         """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""
         names = self.wrapped.names()

@@ -94,6 +94,7 @@ def train(state: Any) -> None:
         torch.nn.functional.mse_loss(model(inputs), inputs[:, :3]).backward()
         optimizer.step()
         state.step += 1
+        look("step")
         if state.step % PLAN["commit_every"] == 0:
             state.commit()
     look("end")

@@ -1,9 +1,12 @@
-"""What a checkpoint keeps of a worker besides the wrapped optimizer's own state, and what earlier versions kept."""
+"""What a state_dict keeps of a worker besides the wrapped optimizer's own state, and what earlier versions kept."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from grawa_hvd.report import Reported
 from grawa_hvd.rounds.member import Member
 
 VERSION = 3
@@ -25,6 +28,8 @@ def state_of(member: Member, numbers: dict[int, int]) -> dict[str, Any]:
         "rounds": member.rounds,
         "reported": member.reported.state(),
         "policy": member.memory,
+        "mix": member.policy,
+        "workers": member.wire.transport.size,
         "weights": member.weights,
         **member.model.state(numbers),
     }
@@ -40,13 +45,28 @@ def load(member: Member, state: dict[str, Any], numbers: dict[int, int]) -> None
     member.lay_out()
     member.model.load(state, numbers)
     member.reported.load(state["reported"])
-    member.steps, member.rounds, member.memory = state["steps"], state["rounds"], state["policy"]
+    member.steps, member.rounds = state["steps"], state["rounds"]
+    # A policy remembers what is of its own kind, and of so many workers. Version 3 did not say which at first.
+    size = member.wire.transport.size
+    same = state.get("mix", member.policy) == member.policy and state.get("workers", size) == size
+    member.memory = state["policy"] if same else None
     weights = state.get("weights")  # version 3 had none at first; and the run may have had other workers or layers
     fits = weights is not None and weights.shape == (member.wire.transport.size, len(member.model.layout.layer_names))
     member.weights = weights if fits else None
     member.length = member.length or state["length"]
     # The period may have been another.
     member.since_round = state["since_round"] % member.length if member.length else state["since_round"]
+
+
+def for_another_worker(state: dict[str, Any]) -> dict[str, Any]:
+    """A state without what is one worker's own: norm estimates, reports, what its rounding has still to send.
+
+    Args:
+        state: of this version.
+    """
+    kept = {number: {k: v for k, v in own.items() if k != "residual"} for number, own in state["state"].items()}
+    estimates = {"layers": [], "sums": torch.zeros(0), "counts": torch.zeros(0)}
+    return {**state, "state": kept, "estimates": estimates, "reported": Reported().state()}
 
 
 def current(state: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import grawa_hvd
-from grawa_hvd import checkpoint
+from grawa_hvd.rounds import member_state
 from grawa_hvd.transport.local import LocalTransport, run_workers
 
 
@@ -54,4 +54,4 @@ def test_outer_momentum_goes_on_bitwise_from_a_checkpoint(change: Any) -> None:
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match=r"must be one of \(1, 2, 3\), but is 4"):
-        checkpoint.current({"version": 4})
+        member_state.current({"version": 4})
