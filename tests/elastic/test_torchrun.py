@@ -17,7 +17,9 @@ def run(folder: Path, victim: int) -> list[dict[str, Any]]:
     folder.mkdir()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "--monitor-interval", "0.2", str(TRAIN), str(folder), str(victim), "12"]
-    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=120, capture_output=True)
+    # torch 2.13 keeps the store over a restart, and the new workers find the addresses of the old ones there.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True)
     return [json.loads((folder / f"end.{rank}").read_text()) for rank in range(2)]
 
 
