@@ -140,7 +140,9 @@ def _write(path: Path, value: Any) -> None:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         path.unlink()
-        raise RuntimeError(f"a checkpoint takes tensors, numbers, texts, and lists and dicts of them: {error}") from error
+        raise RuntimeError(
+            f"a checkpoint takes tensors, numbers, texts, and lists and dicts of them: {error}"
+        ) from error
 
 
 def _put_in_place(path: Path, whole: dict[str, Any]) -> None:

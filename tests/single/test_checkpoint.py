@@ -55,7 +55,9 @@ def test_as_many_workers_go_on_bitwise(tmp_path: Path, steps: int, options: dict
 
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize(
-    "changed", [{}, {"period": 3, "averaging": "uniform", "outer_momentum": 0.0}, {"compression": grawa_hvd.Compression.fp16}], ids=str
+    "changed",
+    [{}, {"period": 3, "averaging": "uniform", "outer_momentum": 0.0}, {"compression": grawa_hvd.Compression.fp16}],
+    ids=str,
 )
 def test_another_number_of_workers_starts_from_the_mean_and_the_centre(
     tmp_path: Path, before: int, after: int, changed: dict[str, Any]
