@@ -77,6 +77,10 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
+elastic-test: ## workers that are added, taken away and killed, under elastic horovodrun and torchrun
+	@$(SETUP) test examples
+	timeout 900 $(BIN)/python -m pytest tests/elastic $(ARGS)
+
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
 	@$(SETUP) test examples
 	timeout 1500 $(BIN)/python -m pytest tests/cluster -rs $(ARGS)

@@ -1,72 +1,161 @@
-"""What a checkpoint keeps of a worker besides the wrapped optimizer's own state, and what earlier versions kept."""
+"""Checkpoints of a run of several workers: whole or not there, and to be taken up by as many workers or by others."""
 
 from __future__ import annotations
 
+import os
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from grawa_hvd.rounds.member import Member
+import torch
 
-VERSION = 3
-READABLE = (1, 2, 3)
+from grawa_hvd.rounds.agreement import gather_bytes
+from grawa_hvd.rounds.member_state import for_another_worker
+from grawa_hvd.transport.base import Transport
+from grawa_hvd.wrapper import STATE_KEY
+
+FORMAT = 1
+KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, ValueError, Exception)
+PART = r"\.[0-9a-f]{32}\.worker\d+"
 
 
-def state_of(member: Member, numbers: dict[int, int]) -> dict[str, Any]:
-    """All that a bitwise continuation needs besides the wrapped optimizer's own state.
+def save(path: str | os.PathLike[str], model: torch.nn.Module, optimizer: Any, **more: Any) -> None:
+    """Write a checkpoint; a collective of all workers.
+
+    The file `path` holds the mean of the workers, with `consensus()`. Beside it each worker writes a part of its own,
+    whose name begins alike: its model, its optimizer's state, and `more`. All of them see one folder. The file is put
+    in its place when all parts have been written, and earlier parts are deleted after that: whatever is killed before,
+    the earlier checkpoint stays whole.
 
     Args:
-        member: the worker, laid out.
-        numbers: id of a parameter → its number in the optimizer's state_dict.
-    """
-    return {
-        "version": VERSION,
-        "steps": member.steps,
-        "since_round": member.since_round,
-        "length": member.length,
-        "rounds": member.rounds,
-        "reported": member.reported.state(),
-        "policy": member.memory,
-        "weights": member.weights,
-        **member.model.state(numbers),
-    }
-
-
-def load(member: Member, state: dict[str, Any], numbers: dict[int, int]) -> None:
-    """Let a worker that has restarted stand where the state was taken.
+        path: of the file; its folder exists.
+        model: of which the optimizer has the parameters.
+        optimizer: of `DistributedGrawaOptimizer`.
+        more: tensors, numbers, texts, and lists and dicts of these, as the epoch or a scheduler's state_dict.
 
     Raises:
-        ValueError: if the state is of another version, or shapes differ.
+        ValueError: if the optimizer is another one, or this process is none of its workers.
+        OSError: on every rank, if a worker cannot write its part.
+        RuntimeError: on every rank, if a worker has something that cannot be loaded again.
     """
-    state = current(state)
-    member.lay_out()
-    member.model.load(state, numbers)
-    member.reported.load(state["reported"])
-    member.steps, member.rounds = state["steps"], state["rounds"]
-    weights = state.get("weights")  # version 3 had none at first
-    shape = (member.wire.transport.size, len(member.model.layout.layer_names))
-    is_of_others = weights is not None and weights.shape != shape  # the run had other workers or layers
-    member.weights, member.memory = (None, None) if is_of_others else (weights, state["policy"])
-    member.length = member.length or state["length"]
-    # The period may have been another.
-    member.since_round = state["since_round"] % member.length if member.length else state["since_round"]
+    transport, path = _transport(optimizer), Path(path)
+    own = {"optimizer": optimizer.state_dict(), "model": model.state_dict(), "more": more}  # a round is finished first
+    token = gather_bytes(uuid.uuid4().hex.encode(), transport, "checkpoint.token")
+    name = next(one for one in token if one).decode()
+    parts = [f"{path.name}.{name}.worker{rank}" if one else None for rank, one in enumerate(token)]
+    _together(transport, lambda: _write(path.with_name(str(parts[transport.rank])), own))
+    is_first = transport.rank == next(rank for rank, part in enumerate(parts) if part)
+    with optimizer.consensus():
+        whole = {"format": FORMAT, "parts": parts, "model": model.state_dict()}
+        _together(transport, lambda: _put_in_place(path, whole) if is_first else None)
 
 
-def current(state: dict[str, Any]) -> dict[str, Any]:
-    """A state as this version writes it, given one of this version or of an earlier one.
+def load(path: str | os.PathLike[str], model: torch.nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Take a run up from a checkpoint; a collective of all workers. Executes nothing that the files hold.
 
-    Version 2 knew outer momentum alone, and kept the velocity v of c ← c + v where torch's SGD keeps −v. Versions 1 and
-    2 had no policies with a memory.
+    As many workers as wrote it go on bitwise, each from its own part. Of another number each starts from the mean of
+    the workers, with the first worker's optimizer state, its centre and its counters. The period, the policy and the
+    transport may be others than before.
+
+    Args:
+        path, model, optimizer: as of `save`.
+
+    Returns:
+        `more`: what this worker gave, or, of another number of workers, what the first did.
 
     Raises:
-        ValueError: if it is of another version.
+        ValueError: if the optimizer is another one; on every rank, if the file is no such checkpoint, or shapes differ.
+        FileNotFoundError: on every rank, if there is none, or a part of it is missing for a worker.
     """
-    if state["version"] not in READABLE:
-        raise ValueError(f"the checkpoint's grawa version must be one of {READABLE}, but is {state['version']!r}")
-    if state["version"] == VERSION:
-        return state
-    kept = {number: _with_outer(own) for number, own in state["state"].items()}
-    return {**state, "version": VERSION, "state": kept, "policy": None, "length": None}
+    transport, path = _transport(optimizer), Path(path)
+    parts: list[Any] = []
+    more: dict[str, Any] = {}
+
+    def load_own() -> None:
+        whole = _read(path)
+        if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+            raise ValueError(f"path must be a checkpoint of grawa_hvd.checkpoint.save, but {path} is none")
+        parts.extend(whole["parts"])
+        as_many = len(parts) == transport.size and parts[transport.rank] is not None
+        own = _read(path.with_name(parts[transport.rank] if as_many else next(filter(None, parts))))
+        model.load_state_dict(own["model"] if as_many else whole["model"])
+        optimizer.load_state_dict(own["optimizer"] if as_many else _of_another(own["optimizer"]))
+        more.update(own["more"])
+
+    _together(transport, load_own)
+    found = gather_bytes(repr(parts).encode(), transport, "checkpoint.parts")
+    if len(set(filter(None, found))) > 1:
+        raise ValueError(f"the workers have read different checkpoints from {path}: its folder is not one for all")
+    return more
 
 
-def _with_outer(own: dict[str, Any]) -> dict[str, Any]:
-    rest = {key: value for key, value in own.items() if key != "velocity"}
-    return rest if "velocity" not in own else {**rest, "outer": {"momentum_buffer": -own["velocity"]}}
+def _of_another(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, STATE_KEY: for_another_worker(state[STATE_KEY])} if STATE_KEY in state else state
+
+
+def _transport(optimizer: Any) -> Transport:
+    transport = getattr(optimizer, "_transport", None)
+    if not isinstance(transport, Transport):
+        raise ValueError(f"optimizer must be a DistributedGrawaOptimizer, but is a {type(optimizer).__name__}")
+    if not transport.is_member:
+        raise ValueError("optimizer must be one of a worker, but this process is outside its process set or group")
+    return transport
+
+
+def _together(transport: Transport, work: Callable[[], None]) -> None:
+    """Do something on each worker and learn whether it went well on all; a collective.
+
+    Raises:
+        OSError, ValueError, RuntimeError: what was raised here; of another worker's error the same kind with its text.
+    """
+    failure: Exception | None = None
+    try:
+        work()
+    except Exception as error:  # any: the others wait
+        failure = error
+    kind = next(number for number, one in enumerate(KINDS) if failure is None or isinstance(failure, one))
+    told = b"" if failure is None else f"{kind} {failure}".encode()
+    texts = gather_bytes(told, transport, "checkpoint.done")
+    if failure is not None:
+        raise failure
+    for rank, text in enumerate(texts):
+        if text:
+            number, _, message = text.decode().partition(" ")
+            raise (*KINDS[:-1], RuntimeError)[int(number)](f"on {transport.label([rank])}: {message}")
+
+
+def _read(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _write(path: Path, value: Any) -> None:
+    """Write a file down to the disk, and see that it can be loaded."""
+    with path.open("wb") as file:
+        torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        path.unlink()
+        raise RuntimeError(
+            f"a checkpoint takes tensors, numbers, texts, and lists and dicts of them: {error}"
+        ) from error
+
+
+def _put_in_place(path: Path, whole: dict[str, Any]) -> None:
+    """Replace the file in one move, and delete what no checkpoint of this name needs any more."""
+    token = next(filter(None, whole["parts"])).split(".")[-2]
+    temporary = path.with_name(f"{path.name}.{token}.worker{len(whole['parts'])}")
+    _write(temporary, whole)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    for other in path.parent.iterdir():
+        if re.fullmatch(re.escape(path.name) + PART, other.name) and other.name not in whole["parts"]:
+            other.unlink()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion
 
-from grawa_hvd import checkpoint
 from grawa_hvd.averaging.policy import Column
 from grawa_hvd.caller import stacklevel
 from grawa_hvd.modes import lasting
 from grawa_hvd.report import Phases, RoundReport
+from grawa_hvd.rounds import member_state
 from grawa_hvd.rounds.consensus import mean_of_workers
 from grawa_hvd.rounds.held_out import check_losses, try_out
 from grawa_hvd.rounds.member import Member, Wrapped
@@ -60,6 +60,7 @@ class Worker:
         self._fresh = settings.source if needs_norms and isinstance(settings.source, FreshScores) else None
         self.member = Member(wrapped, wire, settings)
         self._starter, self._moved = Starter(self.member, settings), Moved()
+        self._generation = wire.transport.generation
         self._under_way: list[tuple[int, Round]] = []  # with the step at whose end each is to be finished
         self.restart()
 
@@ -80,6 +81,7 @@ class Worker:
 
     def restart(self) -> None:
         """Stand where a new run starts; the next step meets the other ranks anew."""
+        self.notice_new_start()
         self._drop_rounds()
         self.member.restart()
         self.last_round: RoundReport | None = None
@@ -101,11 +103,25 @@ class Worker:
         self._moved.forget()
         self._arrived = False
 
+    def notice_new_start(self) -> None:
+        """Where the backend was started anew since, as in an elastic job: the next step meets the other ranks anew.
+
+        A round that was under way is lost with the connections that carried it.
+        """
+        if self._generation == self._transport.generation:
+            return
+        self._generation = self._transport.generation
+        self._under_way.clear()
+        self._arrived = False
+        self.member.meet_anew()
+        self._starter = Starter(self.member, self._settings)
+
     # The path of a local step.
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """At the first step, and the first after a load, meet the other ranks and take a place in the run."""
+        """At the first step, after a load and after a new start, meet the other ranks and take a place in the run."""
+        self.notice_new_start()
         if self._arrived:
             self._moved.step_begins(self.member.model.first)
         elif self.active:
@@ -197,6 +213,7 @@ class Worker:
     @torch.no_grad()
     def round_now(self) -> None:
         """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
+        self.notice_new_start()
         if not self.active:
             return
         self.finish_rounds()
@@ -288,6 +305,7 @@ class Worker:
 
     def finish_rounds(self) -> None:
         """Finish the rounds that are under way, sooner than `overlap` says: before the parameters are looked at."""
+        self.notice_new_start()
         with lasting():
             while self._under_way:
                 self._finish_next()
@@ -358,7 +376,7 @@ class Worker:
         self.finish_rounds()
         if self.member.has_other_shapes:
             self.member.lay_out()
-        return checkpoint.state_of(self.member, numbers)
+        return member_state.state_of(self.member, numbers)
 
     @lasting()
     def load_state_dict(self, state: dict[str, Any] | None, numbers: dict[int, int]) -> None:
@@ -369,4 +387,4 @@ class Worker:
         """
         self.restart()
         if state is not None:
-            checkpoint.load(self.member, state, numbers)
+            member_state.load(self.member, state, numbers)

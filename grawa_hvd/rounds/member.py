@@ -75,6 +75,15 @@ class Member:
         self.trial: Reported | None = None
         self.reported.restart()
 
+    def meet_anew(self) -> None:
+        """Know nothing of the other workers, who may be others now; its place and its centre stay."""
+        self._handshake = Handshake(self._transport)
+        self.proximity = 0.0
+        if self.replica is not None:
+            self.replica.forget_plain_rooms()
+        if self.weights is not None and len(self.weights) != self._transport.size:
+            self.memory = self.weights = None  # they are of other workers
+
     @property
     def model(self) -> Replica:
         """The model as it is laid out."""
@@ -90,6 +99,11 @@ class Member:
     def has_other_shapes(self) -> bool:
         """Whether a parameter has changed its shape since the model was laid out."""
         return self.replica is not None and any(p.shape != size for p, size in self.replica.sizes.items())
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy, by which its memory is told from another's."""
+        return type(self._settings.recipe.mix).__name__
 
     def lay_out(self) -> None:
         """Lay the model out, or anew if parameters were added, unfrozen, moved or cast; keep what is known."""

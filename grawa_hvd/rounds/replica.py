@@ -85,6 +85,10 @@ class Replica:
             self._plain_rooms[name] = Rooms(layout, center, exchange, Replace(center), Constant(part), puller)
         return self._plain_rooms[name]
 
+    def forget_plain_rooms(self) -> None:
+        """Make them anew when they are asked for, as with other workers."""
+        self._plain_rooms.clear()
+
     def is_of(self, names: dict[Tensor, str]) -> bool:
         """Whether the parameters that are averaged are the same, and lie as they did when they were laid out."""
         looks = _looks(names)

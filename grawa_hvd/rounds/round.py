@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,11 +141,11 @@ class Round:
         return replace(self._report, bytes=sent, phases=dict(self._phases.seconds)), distance
 
     def receive(self) -> None:
-        """Wait for the sums and do nothing with them."""
-        for incoming in self._incoming:
-            incoming.sum.wait()
-        for average in self.beside:
-            average.wait()
+        """Wait for the sums and do nothing with them, whether they come or fail, as with a peer that has ended."""
+        waits: list[Callable[[], Any]] = [incoming.sum.wait for incoming in self._incoming]
+        for wait in [*waits, *(average.wait for average in self.beside)]:
+            with suppress(Exception):
+                wait()
 
     def _pull_all(self) -> None:
         strength: float | Tensor | Callable[[Tensor], Tensor] = self._strength

@@ -105,6 +105,14 @@ class Transport(ABC):
         """The same workers, for another optimizer of theirs."""
         return copy.copy(self)
 
+    @property
+    def generation(self) -> int:
+        """How often the backend has been started anew in this process; here never.
+
+        A new generation may have other workers under other ranks, and what was under way is lost.
+        """
+        return 0
+
     @abstractmethod
     def sum_(self, buffer: Tensor, name: str) -> Work:
         """Start the sum of a flat buffer over the workers, in place; an absent rank counts as zeros.

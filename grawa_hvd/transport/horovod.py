@@ -1,8 +1,7 @@
-"""The workers of a Horovod process set; the only file that imports Horovod."""
+"""The workers of a Horovod process set; beside `elastic.py` the only file that imports Horovod."""
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import socket
@@ -32,9 +31,44 @@ NO_PROCESS_SETS = (
     "horovodrun with HOROVOD_DYNAMIC_PROCESS_SETS=1 in its environment"
 )
 
-# By ranks: Horovod gives the number of a removed process set to the next one, whose ranks may have counted differently.
-# What is counted is what has begun to sum: all ranks do that together, while one alone may make an optimizer.
-_instances: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
+STALE_PROCESS_SET = (
+    "process_set was made before hvd.shutdown(), and its ranks may be others now: make the process set and the "
+    "optimizer anew, or leave process_set out"
+)
+
+
+class _Life:
+    """Horovod from `hvd.init()` to `hvd.shutdown()`, after which an elastic job begins another.
+
+    Attributes:
+        generation: the number of ends before.
+        names: how many optimizers have names by now. By ranks: Horovod gives the number of a removed process set to the
+            next one, whose ranks may have counted differently. One has a name when it begins to sum: all ranks do that
+            together, while one alone may make an optimizer.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self.names: defaultdict[tuple[int, ...], Iterator[int]] = defaultdict(itertools.count)
+
+    def watch(self) -> None:
+        """Notice each end: whoever calls `hvd.shutdown`, under whatever name, comes to the native function."""
+        native = hvd.mpi_ops._basics.MPI_LIB_CTYPES
+        shutdown = native.horovod_shutdown
+        if getattr(shutdown, "is_watched", False):
+            return
+
+        def shutdown_and_count() -> None:
+            shutdown()
+            self.generation += 1
+            self.names.clear()
+            _under_way.clear()
+
+        shutdown_and_count.is_watched = True  # type: ignore[attr-defined]
+        native.horovod_shutdown = shutdown_and_count
+
+
+_life = _Life()
 
 
 class HorovodTransport(Transport):
@@ -63,15 +97,31 @@ class HorovodTransport(Transport):
         if not isinstance(process_set, hvd.ProcessSet):
             raise ValueError(f"process_set must be an hvd.ProcessSet, but is {process_set!r}")
         self._process_set = process_set
+        _life.watch()
+        self._made_in, self._named_in = _life.generation, -1
 
-    @functools.cached_property
+    @property
     def _prefix(self) -> str:
-        """Of collective names, which two optimizers in one process must not share (horovod#2559)."""
-        return f"grawa.{next(_instances[tuple(self._process_set.ranks or ())])}"
+        """Of collective names, which two optimizers in one process must not share (horovod#2559).
+
+        After a new start the names are given anew, as optimizers are used, for new processes count from 0.
+        """
+        if self._named_in != _life.generation:
+            is_global = self._process_set.process_set_id == hvd.global_process_set.process_set_id
+            if self._made_in != _life.generation and not is_global:
+                raise ValueError(STALE_PROCESS_SET)
+            self._named_in = _life.generation
+            self._number = next(_life.names[tuple(self._process_set.ranks or ())])
+        return f"grawa.{self._number}"
 
     def again(self) -> HorovodTransport:
         """The same process set, with other names for its sums."""
         return HorovodTransport(self._process_set)
+
+    @property
+    def generation(self) -> int:
+        """How often `hvd.shutdown()` was called."""
+        return _life.generation
 
     @property
     def rank(self) -> int:

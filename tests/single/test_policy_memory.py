@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,27 @@ def test_edit_remembers_of_a_layer_what_was_in_rounds_of_its_fragment() -> None:
     way = 4 * math.sqrt(3) * torch.tensor([[1.0, 1.0], [2.0, 2.0]], dtype=torch.float64)
     torch.testing.assert_close(mean, way, rtol=1e-5, atol=0)  # parameters are float32
     assert (rounds == 5).all() and (variance < 1e-8).all()
+
+
+@pytest.mark.parametrize("averaging", ["lsgd", "edit"])
+def test_what_a_policy_remembers_of_other_workers_is_not_taken_over(averaging: str) -> None:
+    """From the checkpoint of 3 workers, 2 go on with a memory of their own."""
+
+    def work(transport: LocalTransport, state: dict[str, Any] | None = None) -> dict[str, Any]:
+        model = torch.nn.ParameterList([torch.zeros(3)])
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1), model.named_parameters(), process_group=transport, period=2,
+            averaging=averaging,
+        )  # fmt: skip
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for _ in range(6):
+            model[0].grad = torch.full((3,), 1.0 + transport.rank)
+            optimizer.report(loss=1.0)
+            optimizer.step()
+        return optimizer.state_dict()
+
+    saved = run_workers(3, work)[0]
+    for state in run_workers(2, lambda transport: work(transport, saved)):
+        assert state["grawa"]["policy"].size(1) == 2
+        assert (state["grawa"]["policy"][-1] > 0).all()
