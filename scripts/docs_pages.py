@@ -18,7 +18,6 @@ SHOWN = (
     "LICENSE",
     "docs",
     "benchmarks/results",
-    "scripts/install_horovod.py",
 )
 
 
