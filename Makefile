@@ -80,9 +80,10 @@ cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster
 	@$(SETUP) test examples
 	timeout 1500 $(BIN)/python -m pytest tests/cluster -rs $(ARGS)
 
+# --quiet would hide from --strict what it is to find.
 docs: ## build the documentation site into build/docs, in an environment of its own; a broken link is an error
 	@timeout 600 $(PYTHON) scripts/setup_environment.py --venv .venv-docs --extras-alone --extras docs
-	NO_MKDOCS_2_WARNING=1 timeout 300 .venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 timeout 300 .venv-docs/bin/mkdocs build --strict
 	@echo "build/docs/index.html"
 
 lint: ## ruff, mypy, clang-format and the documentation site, changing no source
