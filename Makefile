@@ -15,7 +15,7 @@ HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
 
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test docs lint format cuda-check cuda-load \
   dist-check wheels gpu-check clean
 
 help: ## list the targets
@@ -85,7 +85,13 @@ cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster
 	@$(SETUP) test examples
 	timeout 1500 $(BIN)/python -m pytest tests/cluster -rs $(ARGS)
 
-lint: ## ruff, mypy and clang-format, changing nothing
+# --quiet would hide from --strict what it is to find.
+docs: ## build the documentation site into build/docs, in an environment of its own; a broken link is an error
+	@timeout 600 $(PYTHON) scripts/setup_environment.py --venv .venv-docs --extras-alone --extras docs
+	NO_MKDOCS_2_WARNING=1 timeout 300 .venv-docs/bin/mkdocs build --strict
+	@echo "build/docs/index.html"
+
+lint: ## ruff, mypy, clang-format and the documentation site, changing no source
 	@$(SETUP) lint
 	failed=0; \
 	$(BIN)/ruff check . || failed=1; \
@@ -93,6 +99,7 @@ lint: ## ruff, mypy and clang-format, changing nothing
 	timeout 300 $(BIN)/mypy --strict -p grawa_hvd || failed=1; \
 	timeout 300 $(BIN)/mypy --strict tests/types/train.py || failed=1; \
 	$(BIN)/clang-format --dry-run -Werror $(CSRC) || failed=1; \
+	$(MAKE) --no-print-directory docs || failed=1; \
 	exit $$failed
 
 format: ## ruff and clang-format, in place
@@ -120,6 +127,6 @@ gpu-check: ## on a GPU machine, with wheels/ but no network: CALL=1 tests and ti
 	@timeout 590 $(PYTHON) scripts/gpu_check.py --call $(CALL) --out $(or $(OUT),build/gpu-results) $(ARGS)
 
 clean: ## remove the environments and all that was built
-	rm -rf .venv .venv-torch-* .venv-cuda .venv-wheels-* wheels build dist ./*.egg-info grawa_hvd/_C*.so
+	rm -rf .venv .venv-torch-* .venv-docs .venv-cuda .venv-wheels-* wheels build dist ./*.egg-info grawa_hvd/_C*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

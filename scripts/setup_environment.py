@@ -41,7 +41,12 @@ def fail(message: str) -> NoReturn:
 
 def missing_prerequisites() -> list[str]:
     """Everything that this machine lacks, so that one apt-get mends it all."""
-    missing = install_horovod.missing_prerequisites()
+    return install_horovod.missing_prerequisites() + missing_for_python()
+
+
+def missing_for_python() -> list[str]:
+    """What an environment needs in which nothing is built."""
+    missing = []
     if sys.version_info[:2] < OLDEST_PYTHON:
         missing.append(f"Python >= {'.'.join(map(str, OLDEST_PYTHON))} (this is {sys.version.split()[0]})")
     if any(importlib.util.find_spec(name) is None for name in ("venv", "ensurepip")):
@@ -183,18 +188,19 @@ def install_horovod_for(environment: Environment, torch: str) -> None:
     environment.stamp("horovod", stamp)
 
 
-def install_extras(environment: Environment, torch: str, names: list[str], pyproject: str) -> None:
+def install_extras(environment: Environment, torch: str | None, names: list[str], pyproject: str) -> None:
+    """Install extras of pyproject.toml; none of them replaces this torch, or without one brings torch along."""
     extras = optional_dependencies(pyproject)
     unknown = sorted(set(names) - set(extras))
     if unknown:
         fail(f"--extras: pyproject.toml has no {', '.join(unknown)}; it has {', '.join(sorted(extras))}")
-    stamps = {f"extra {name}": key(torch, *extras[name]) for name in names}
+    stamps = {f"extra {name}": key(torch or "no torch", *extras[name]) for name in names}
     due = [name for name in names if environment.stamps().get(f"extra {name}") != stamps[f"extra {name}"]]
     if not due:
         return
     # The constraint keeps any extra from replacing the torch that Horovod and the kernels are built against.
     constraints = environment.folder / "constraints.txt"
-    constraints.write_text(f"torch=={torch}\n")
+    constraints.write_text(f"torch=={torch}\n" if torch else "torch<0\n")
     requirements = [requirement for name in due for requirement in extras[name]]
     with environment.step(f"Installing the extras {', '.join(due)}: about half a minute", *(f"extra {n}" for n in due)):
         environment.run("-m", "pip", "install", "--quiet", "--constraint", str(constraints), *requirements)
@@ -233,19 +239,24 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", metavar="DIR", help="where (default: .venv)")
     parser.add_argument("--torch", default=TORCH, metavar="VERSION", help="or `newest` (default: %(default)s)")
+    parser.add_argument("--extras-alone", action="store_true", help="no torch, no Horovod and no kernels")
     parser.add_argument("--extras", nargs="*", default=[], metavar="NAME", help="of pyproject.toml: examples lint test")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
-    missing = missing_prerequisites()
+    missing = missing_for_python() if arguments.extras_alone else missing_prerequisites()
     if missing:
         fail("missing: " + "; ".join(missing))
     environment = Environment(arguments.venv.absolute())
     with environment.locked():
-        install_all(environment, arguments.torch, arguments.extras)
-    print(f"{arguments.venv} is ready: torch {environment.version_of('torch')}.")
+        if arguments.extras_alone:
+            make_venv(environment)
+            install_extras(environment, None, arguments.extras, (ROOT / "pyproject.toml").read_text())
+        else:
+            install_all(environment, arguments.torch, arguments.extras)
+    print(f"{arguments.venv} is ready: torch {environment.version_of('torch') or 'is not in it'}.")
 
 
 if __name__ == "__main__":

@@ -183,3 +183,15 @@ def test_a_torch_that_a_later_step_replaced_is_reported(
 def test_unknown_extras_are_named(project: tuple[setup_environment.Environment, list[str]]) -> None:
     with pytest.raises(SystemExit, match="no nonsense"):
         due(project, "nonsense")
+
+
+def test_extras_alone_bring_no_torch(
+    project: tuple[setup_environment.Environment, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment, ran = project
+    command = ["setup_environment", "--venv", str(environment.folder), "--extras-alone", "--extras", "lint"]
+    monkeypatch.setattr(sys, "argv", command)
+    for _ in range(2):  # the second has nothing to do
+        setup_environment.main()
+    assert ran == ["extra"] and environment.version_of("torch") is None
+    assert (environment.folder / "constraints.txt").read_text() == "torch<0\n"
