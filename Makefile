@@ -14,7 +14,7 @@ HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
 
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test lint format cuda-check cuda-load \
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test elastic-test cluster-test lint format cuda-check cuda-load \
   dist-check wheels gpu-check clean
 
 help: ## list the targets

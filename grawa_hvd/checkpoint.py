@@ -100,7 +100,7 @@ def _transport(optimizer: Any) -> Transport:
     if not isinstance(transport, Transport):
         raise ValueError(f"optimizer must be a DistributedGrawaOptimizer, but is a {type(optimizer).__name__}")
     if not transport.is_member:
-        raise ValueError(f"optimizer must be one of a worker, but this process is outside its process set or group")
+        raise ValueError("optimizer must be one of a worker, but this process is outside its process set or group")
     return transport
 
 

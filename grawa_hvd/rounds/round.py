@@ -138,9 +138,10 @@ class Round:
 
     def receive(self) -> None:
         """Wait for the sums and do nothing with them, whether they come or fail, as with a peer that has ended."""
-        for sum_ in [*(incoming.sum for incoming in self._incoming), *self.beside]:
+        waits = [*(incoming.sum.wait for incoming in self._incoming), *(average.wait for average in self.beside)]
+        for wait in waits:
             with suppress(Exception):
-                sum_.wait()
+                wait()
 
     def _pull_all(self) -> None:
         strength: float | Tensor | Callable[[Tensor], Tensor] = self._strength
