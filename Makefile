@@ -15,7 +15,11 @@ HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
 
+<<<<<<< HEAD
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test docs lint format cuda-check cuda-load \
+=======
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test elastic-test cluster-test lint format cuda-check cuda-load \
+>>>>>>> elastic
   dist-check wheels gpu-check clean
 
 help: ## list the targets
