@@ -78,7 +78,8 @@ def inverse_loss(observed: Observed) -> Tensor:
 def oracle(condition: Condition) -> Mix:
     """0 for those whose data do harm."""
     good = torch.arange(WORKERS) >= condition.bad
-    return Weighted(lambda observed: good)
+    mix: Mix = Weighted(lambda observed: good)
+    return mix
 
 
 ARMS = {

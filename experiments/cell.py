@@ -160,7 +160,7 @@ def averaged(workers: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str
 
 def by_group(values: Tensor) -> Tensor:
     """[M, ...] → [groups, workers of a group, ...]."""
-    return values.unflatten(0, (-1, WORKERS))
+    return values.reshape(-1, WORKERS, *values.shape[1:])
 
 
 @torch.no_grad()
@@ -184,4 +184,5 @@ def correlations(weights: list[Tensor], accuracies: list[Tensor | None]) -> list
 
 def effective(weights: Tensor) -> list[float]:
     """1/Σβ², the mean over rounds and layers, for each group: [rounds, M, L] → groups numbers."""
-    return weights.unflatten(1, (-1, WORKERS)).square().sum(dim=2).reciprocal().mean(dim=(0, 2)).tolist()
+    grouped = weights.reshape(len(weights), -1, WORKERS, weights.shape[2])
+    return [float(one) for one in grouped.square().sum(dim=2).reciprocal().mean(dim=(0, 2))]

@@ -40,5 +40,5 @@ def load(split: int) -> Digits:
     bunch = load_digits()
     images, labels = torch.tensor(bunch.data / 16, dtype=torch.float32), torch.tensor(bunch.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split))
-    test, held_out, train = order.split([TEST, HELD_OUT, len(order) - TEST - HELD_OUT])
+    test, held_out, train = torch.tensor_split(order, [TEST, TEST + HELD_OUT])
     return Digits(*((images[part], labels[part]) for part in (train, held_out, test)))

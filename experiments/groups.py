@@ -34,7 +34,7 @@ class Watch:
 
     @torch.no_grad()
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The `optimizer=` of `simulate`, which tries it out on fewer parameters before it passes those of all workers."""
+        """The `optimizer=` of `simulate`, which tries it out on fewer parameters before it gives those of all."""
         if not self._parameters and len(parameters[0]) == self._size * len(self._starts):
             self._parameters = parameters
             for stacked, *own in zip(parameters, *(start.parameters() for start in self._starts), strict=True):
@@ -46,7 +46,8 @@ class Watch:
         """What each worker's model says of the same inputs, [M, N, classes]."""
         names = [name for name, _ in self._starts[0].named_parameters()]
         stacked = {name: value.detach() for name, value in zip(names, self._parameters, strict=True)}
-        return vmap(lambda own: functional_call(self._starts[0], own, (inputs,)))(stacked)
+        said: Tensor = vmap(lambda own: functional_call(self._starts[0], own, (inputs,)))(stacked)
+        return said
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Groups(Mix):
     weights: list[Tensor] = field(init=False, default_factory=list, compare=False)
 
     @property
-    def needs(self) -> Any:  # type: ignore[override]  (the class does not know it)
+    def needs(self) -> Any:  # type: ignore[override]
         """What its policy needs."""
         return self.mix.needs
 
@@ -100,4 +101,5 @@ class Groups(Mix):
 
 def reported(observed: Observed, **values: Tensor) -> Observed:
     """The same, as if the workers had reported other values."""
-    return replace(observed, **{name: value.double() for name, value in values.items()})
+    wide: dict[str, Any] = {name: value.double() for name, value in values.items()}
+    return replace(observed, **wide)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from experiments.arms import ARMS
 from experiments.conditions import CONDITIONS
 from experiments.statistics import bootstrap, holm, sign_flips
 
+TUNING_SPLIT = 99  # of the cells that chose the learning rate
 LEAST = 0.5  # points: less than this neither helps nor harms
 CANDIDATES = ("uniform", "lgrawa_floor0.5", "lgrawa_floor1", "mgrawa", "mgrawa_floor1", "mediancap")
 FLOORS = {"0": "lgrawa", ".5": "lgrawa_floor0.5", "1": "lgrawa_floor1"}
@@ -87,7 +88,8 @@ def mean(values: Sequence[float]) -> float:
 
 def compared(cells: list[dict[str, Any]]) -> list[Row]:
     """Each arm with uniform on the same seeds; arms of which a split of uniform's is missing are left out."""
-    of = {(found["condition"], found["arm"], found["split"]): found for found in cells}
+    kept = [found for found in cells if found["split"] != TUNING_SPLIT]
+    of = {(found["condition"], found["arm"], found["split"]): found for found in kept}
     rows = []
     for condition in CONDITIONS:
         splits = [split for name, arm, split in of if (name, arm) == (condition, "uniform")]
@@ -126,18 +128,37 @@ def _corrected(rows: list[Row], name: str) -> list[Row]:
     ]
 
 
-def table(rows: list[Row], measure: str = "to_uniform") -> str:
-    """A row an arm, a column a condition: differences and intervals, in points; of uniform its accuracy in percent."""
-    of = {(row.condition, row.arm): row for row in rows}
+def table(rows: list[Row], told: Callable[[Row], str]) -> str:
+    """A row an arm, a column a condition.
+
+    Args:
+        rows: as `compared` returns them.
+        told: what is said of one; "" for nothing, and arms of whom nothing is said are left out.
+    """
+    of = {(row.condition, row.arm): told(row) for row in rows}
     conditions = [name for name in CONDITIONS if any(row.condition == name for row in rows)]
     titles = " | ".join(CONDITIONS[name].title for name in conditions)
     lines = [f"| | {titles} |", "|---" * (len(conditions) + 1) + "|"]
     for arm in ARMS:
-        found = [of.get((name, arm)) for name in conditions]
-        cells = ["" if row is None else str(getattr(row, measure) or f"{row.accuracy:.1f}%") for row in found]
-        if any(cells) and not (measure == "to_plain" and arm == "uniform"):
-            lines.append(f"| {ARMS[arm].title} | " + " | ".join(cells) + " |")
+        said = [of.get((name, arm), "") for name in conditions]
+        if any(said):
+            lines.append(f"| {ARMS[arm].title} | {' | '.join(said)} |")
     return "\n".join(lines)
+
+
+def to_uniform(row: Row) -> str:
+    """The difference to uniform, in points; of uniform itself its accuracy in percent."""
+    return str(row.to_uniform or f"{row.accuracy:.1f}%")
+
+
+def to_plain(row: Row) -> str:
+    """The last centre minus the plain mean, in points."""
+    return str(row.to_plain or "")
+
+
+def correlation(row: Row) -> str:
+    """Of a worker's weight and its accuracy, and the effective number of workers; nothing where weights are equal."""
+    return "" if row.correlation is None else f"{row.correlation:+.2f}, {row.effective:.1f}".replace("-", "−")
 
 
 def decisions(rows: list[Row]) -> list[str]:

@@ -24,10 +24,10 @@ from experiments.conditions import CONDITIONS
 from experiments.digits import MODELS
 from experiments.plot import plot
 from experiments.store import Store
-from experiments.verdict import compared, decisions, table
+from experiments.verdict import TUNING_SPLIT, compared, decisions, table, to_uniform
 
 RESULTS = Path(__file__).parent / "results"
-RATES, TUNED_IN, TUNING_SPLIT = (0.01, 0.03, 0.1), ("iid", "skew_0.1", "noisy_3"), 99
+RATES, TUNED_IN = (0.01, 0.03, 0.1), ("iid", "skew_0.1", "noisy_3")
 
 
 def tuned(store: Store, training: cell.Training, conditions: Iterable[str]) -> cell.Training:
@@ -93,10 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     store = Store(options.json, settings)
     training = tuned(store, training, [name for name in TUNED_IN if name in options.conditions] or options.conditions)
     is_complete = fill(store, training, options)
-    rows = compared([found for found in store.cells if found["split"] != TUNING_SPLIT and found["lr"] == training.lr])
+    rows = compared(store.cells)
     if rows:
         plot(rows, options.json.with_suffix(".png"))
-        print(f"\nlearning rate {training.lr}\n\n{table(rows)}\n\n" + "\n".join(decisions(rows)))
+        print(f"\nlearning rate {training.lr}\n\n{table(rows, to_uniform)}\n\n" + "\n".join(decisions(rows)))
     if not is_complete:
         print("\nCells are missing: run this again to go on.")
 
