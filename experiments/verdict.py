@@ -87,21 +87,16 @@ def mean(values: Sequence[float]) -> float:
 
 
 def compared(cells: list[dict[str, Any]]) -> list[Row]:
-    """Each arm with uniform on the same seeds; arms of which a split of uniform's is missing are left out."""
-    kept = [found for found in cells if found["split"] != TUNING_SPLIT]
-    of = {(found["condition"], found["arm"], found["split"]): found for found in kept}
+    """Each arm with uniform, on the seeds that both have."""
+    of = {(found["condition"], found["arm"], found["split"]): found for found in cells}
     rows = []
     for condition in CONDITIONS:
-        splits = [split for name, arm, split in of if (name, arm) == (condition, "uniform")]
-        own = [_row(of, condition, arm, splits) for arm in ARMS if splits and _has(of, condition, arm, splits)]
-        rows += _corrected(own, "to_uniform")
+        splits = [split for name, arm, split in of if (name, arm) == (condition, "uniform") and split != TUNING_SPLIT]
+        shared = {arm: [split for split in splits if (condition, arm, split) in of] for arm in ARMS}
+        rows += _corrected([_row(of, condition, arm, own) for arm, own in shared.items() if own], "to_uniform")
     centered = _corrected([row for row in rows if row.arm in CENTERED], "to_plain")
     done = {(row.condition, row.arm): row for row in centered}
     return [done.get((row.condition, row.arm), row) for row in rows]
-
-
-def _has(of: dict[tuple[str, str, int], Any], condition: str, arm: str, splits: list[int]) -> bool:
-    return all((condition, arm, split) in of for split in splits)
 
 
 def _row(of: dict[tuple[str, str, int], Any], condition: str, arm: str, splits: list[int]) -> Row:
