@@ -63,7 +63,7 @@ cost-model: ## fit the cost model to the results of bench-cluster and bench-roun
 	@$(SETUP) examples
 	timeout 600 $(BIN)/python -m benchmarks.cost_model $(ARGS)
 
-experiments: ## run what is missing of the experiments in experiments/README.md; ARGS="--splits 4", EXPERIMENTS=name
+experiments: ## run what is missing of the experiments in experiments/README.md; ARGS="--splits 8", EXPERIMENTS=name
 	@$(SETUP) examples
 	for name in $(EXPERIMENTS); do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.$$name $(ARGS) || exit 1; done
 

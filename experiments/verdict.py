@@ -59,7 +59,7 @@ class Row:
     Attributes:
         accuracy: of the plain mean, in percent, the mean over seeds.
         to_uniform: of plain means; None for uniform itself.
-        to_plain: the last centre minus the plain mean; None for uniform, where they are the same.
+        to_plain: the last centre minus the plain mean; None where weights are equal, and they are the same.
         correlation: of a worker's weight and its accuracy, the mean over seeds; None where weights are equal.
         effective: number of workers.
         seeds: how many pairs.
@@ -104,11 +104,10 @@ def _row(of: dict[tuple[str, str, int], Any], condition: str, arm: str, splits: 
         return [value for split in splits for value in of[condition, arm, split][measure]]
 
     plain, known = values(arm, "plain"), [value for value in values(arm, "correlation") if value is not None]
-    is_control = arm == "uniform"
     return Row(
         condition, arm, 100 * mean(plain),
-        None if is_control else Difference.of(plain, values("uniform", "plain")),
-        None if is_control else Difference.of(values(arm, "center"), plain),
+        None if arm == "uniform" else Difference.of(plain, values("uniform", "plain")),
+        Difference.of(values(arm, "center"), plain) if known else None,
         mean(known) if known else None, mean(values(arm, "effective")), len(plain),
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """When do unequal weights of the workers help? Every arm in every condition, paired by seed. See experiments/README.md.
 
     python -m experiments.when_weights_help
-    python -m experiments.when_weights_help --splits 4          # twice the seeds; what is there is kept
+    python -m experiments.when_weights_help --splits 8          # twice the seeds; what is there is kept
     python -m experiments.when_weights_help --minutes 0         # only the table, the plot and the verdict
 
 Each cell, one condition, arm and split of five seeds, is written when it is finished, and skipped the next time.
@@ -68,7 +68,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="of those in README.md (default: all)")  # fmt: skip
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME",
         help="likewise; uniform among them, for the others are compared with it (default: all)")  # fmt: skip
-    add("--splits", type=int, default=2, help="of five seeds each, at least 1 (default: %(default)s)")
+    add("--splits", type=int, default=4, help="of five seeds each, at least 1 (default: %(default)s)")
     add("--rounds", type=int, default=20, help="of 32 local steps, at least 1 (default: %(default)s)")
     add("--minutes", type=float, default=float("inf"), help="start no cell after so many minutes (default: no limit)")
     add("--json", type=Path, help="where results are, and go (default: experiments/results/when_weights_help.json, "

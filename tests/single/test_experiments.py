@@ -147,7 +147,7 @@ def test_holm_on_a_known_example() -> None:
 def made(condition: str, arm: str, plain: list[float], center: list[float] | None = None) -> dict[str, Any]:
     return {
         "condition": condition, "arm": arm, "split": 0, "plain": plain, "center": center or plain,
-        "correlation": [None] * len(plain), "effective": [8.0] * len(plain),
+        "correlation": [None if arm == "uniform" else 0.5] * len(plain), "effective": [8.0] * len(plain),
     }  # fmt: skip
 
 
