@@ -14,12 +14,10 @@ TRANSPORT ?= horovod torch
 HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
+EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling norm_vs_gap
 
-<<<<<<< HEAD
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test cluster-test docs lint format cuda-check cuda-load \
-=======
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model readme test elastic-test cluster-test lint format cuda-check cuda-load \
->>>>>>> elastic
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model experiments readme test \
+  elastic-test cluster-test docs lint format cuda-check cuda-load \
   dist-check wheels gpu-check clean
 
 help: ## list the targets
@@ -66,6 +64,10 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples
 	timeout 600 $(BIN)/python -m benchmarks.cost_model_report $(ARGS)
+
+experiments: ## run what is missing of the experiments in experiments/README.md; ARGS="--splits 8", EXPERIMENTS=name
+	@$(SETUP) examples
+	for name in $(EXPERIMENTS); do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.$$name $(ARGS) || exit 1; done
 
 readme: ## put the tables of the committed results into README.md and docs/
 	@$(SETUP) examples

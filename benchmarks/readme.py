@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.document import TABLES
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
@@ -184,6 +186,7 @@ DOCUMENTS = {
     "docs/results.md": {"CLUSTER_ALL": cluster},
     "docs/performance.md": {"GPU_KERNELS": gpu_kernels, "STEP": steps, "ROUND": rounds},
     "docs/kernels.md": {"GPU_TIMES": gpu_times, "KERNELS": kernels},
+    "docs/experiments.md": TABLES,
 }
 
 
