@@ -1,0 +1,1 @@
+"""Experiments on what averaging does; each is run by `python -m experiments.NAME`."""
