@@ -50,7 +50,7 @@ def _starts(summary: Mapping[str, Any], file: Path) -> None:
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots()
     for offset, (noise, label) in zip((-0.12, 0.12), (("0", "exact gradients"), ("1", "gradient noise")), strict=True):
-        shares = np.array([summary[f"{arm}, noise {noise}"]["share_flattest_of_all"] for arm in TITLES]) * 100
+        shares = np.array([summary[f"{arm}, noise {noise}"]["flattest"] for arm in TITLES]) * 100
         middle, low, high = shares.T
         places = np.arange(len(TITLES)) + offset
         axes.errorbar(places, middle, yerr=[middle - low, high - middle], fmt="o", capsize=3, label=label)
