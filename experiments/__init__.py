@@ -1,1 +1,1 @@
-"""Experiments on what averaging does; each is run by `python -m experiments.NAME`."""
+"""What averaging does to accuracy: questions, protocols written before the runs, and their results. See README.md."""

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import grawa_hvd
-from experiments import common, digits
+from experiments import common, digit_splits
 from experiments.averaging_frequency_plot import plot
 from experiments.averaging_frequency_report import LOSSES, STARTS, summary_of
 from experiments.best_weights import best_weights, combined, vectors
@@ -70,12 +70,12 @@ class Case(NamedTuple):
 def network(loss: str, seed: int) -> nn.Module:
     """What a worker trains; initialised by the seed."""
     if loss == "non-convex":
-        return digits.perceptron(seed)
+        return digit_splits.perceptron(seed)
     torch.manual_seed(seed)
     return nn.Linear(64, 10)
 
 
-def criterion(loss: str, model: nn.Module, data: digits.Pair) -> Tensor:
+def criterion(loss: str, model: nn.Module, data: digit_splits.Pair) -> Tensor:
     """The loss of a batch."""
     found = functional.cross_entropy(model(data[0]), data[1])
     if loss == "strongly convex":
@@ -83,7 +83,7 @@ def criterion(loss: str, model: nn.Module, data: digits.Pair) -> Tensor:
     return found
 
 
-def shards(train: digits.Pair, common_share: float) -> list[digits.Pair]:
+def shards(train: digit_splits.Pair, common_share: float) -> list[digit_splits.Pair]:
     """As many images for each worker; the first of them, by the share, are the same for all."""
     size = len(train[1]) // WORKERS
     rows = torch.arange(WORKERS * size).view(WORKERS, size)
@@ -97,7 +97,7 @@ def train(case: Case, steps: int, looks: set[int]) -> tuple[list[nn.Module], lis
     Returns:
         Their networks, and (step, test accuracy of their mean) pairs of the steps in `looks`.
     """
-    data = digits.load(case.seed)
+    data = digit_splits.load(case.seed)
     dealt = shards(data.train, case.common_share)
     starts = range(case.seed, case.seed + 1000 * WORKERS, 1000) if case.start == "own" else [case.seed] * WORKERS
     models = [network(case.loss, start) for start in starts]
@@ -116,7 +116,7 @@ def train(case: Case, steps: int, looks: set[int]) -> tuple[list[nn.Module], lis
             optimizer.step()
             if step in looks:
                 with optimizer.consensus():
-                    found.append((step, digits.accuracy(model, data.test) if transport.rank == 0 else 0.0))
+                    found.append((step, digit_splits.accuracy(model, data.test) if transport.rank == 0 else 0.0))
         return found
 
     with warnings.catch_warnings():
@@ -129,26 +129,26 @@ def frequency(case: Case, steps: int) -> dict[str, Any]:
     looks = {round(10 ** (k / 20)) for k in range(200) if 10 ** (k / 20) <= steps} | {steps}
     models, looked = train(case, steps, looks)
     with torch.no_grad():
-        loss = criterion(case.loss, combined(models, [1 / WORKERS] * WORKERS), digits.load(case.seed).train)
+        loss = criterion(case.loss, combined(models, [1 / WORKERS] * WORKERS), digit_splits.load(case.seed).train)
     return {"accuracies": looked, "train_loss": loss.item()}
 
 
 def divergence(case: Case, steps: int) -> dict[str, Any]:
     """A run of part 2, and of part 3 if nothing was averaged."""
     models, _ = train(case, steps, set())
-    data = digits.load(case.seed)
-    own, center = [digits.accuracy(model, data.test) for model in models], vectors(models).mean(dim=0)
+    data = digit_splits.load(case.seed)
+    own, center = [digit_splits.accuracy(model, data.test) for model in models], vectors(models).mean(dim=0)
     found = {
-        "mean": digits.accuracy(combined(models, [1 / WORKERS] * WORKERS), data.test),
+        "mean": digit_splits.accuracy(combined(models, [1 / WORKERS] * WORKERS), data.test),
         "own": fmean(own),
         "distance": ((vectors(models) - center).norm(dim=1).mean() / center.norm()).item(),
     }
     if case.period > steps:
-        validated = [digits.accuracy(model, data.validation) for model in models]
+        validated = [digit_splits.accuracy(model, data.validation) for model in models]
         weights = best_weights(models, partial(criterion, case.loss), data.validation)
         found |= {
             "weights": weights,
-            "weighted": digits.accuracy(combined(models, weights), data.test),
+            "weighted": digit_splits.accuracy(combined(models, weights), data.test),
             "chosen": own[validated.index(max(validated))],
         }
     return found

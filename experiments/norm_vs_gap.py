@@ -33,7 +33,7 @@ from scipy.stats import rankdata
 from torch import nn
 from torch.nn import functional
 
-from experiments import common, digits
+from experiments import common, digit_splits
 from grawa_hvd.simulation import batches
 
 LRS, BATCHES, DECAYS = (0.01, 0.03, 0.1, 0.3), (8, 32, 128), (0.0, 0.001, 0.01)
@@ -42,9 +42,9 @@ IMAGES, EPOCHS, DRAWS = 300, 60, 2000
 
 def train(lr: float, batch: int, decay: float, seed: int, epochs: int) -> dict[str, float]:
     """One model: its errors, its train loss, and its gradient norm on the training set."""
-    bunch = digits.load(seed)
+    bunch = digit_splits.load(seed)
     images, labels = (torch.cat(part) for part in zip(*bunch, strict=True))
-    model = digits.perceptron(seed, hidden=64)
+    model = digit_splits.perceptron(seed, hidden=64)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
     drawn = batches(IMAGES, batch, seed, 0)
     for _ in range(epochs * IMAGES // batch):
@@ -57,7 +57,7 @@ def train(lr: float, batch: int, decay: float, seed: int, epochs: int) -> dict[s
     loss.backward()
     norm = nn.utils.parameters_to_vector([p.grad for p in model.parameters() if p.grad is not None]).norm()
     parts = (slice(IMAGES), slice(IMAGES, None))
-    errors = [1 - digits.accuracy(model, (images[part], labels[part])) for part in parts]
+    errors = [1 - digit_splits.accuracy(model, (images[part], labels[part])) for part in parts]
     return {"norm": norm.item(), "train_loss": loss.item(), "train_error": errors[0], "test_error": errors[1]}
 
 

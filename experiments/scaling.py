@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from torch.nn import functional
 
 import grawa_hvd
-from experiments import common, digits
+from experiments import common, digit_splits
 
 WORKERS, LRS = (4, 8, 12, 16, 64, 256), (0.05, 0.1, 0.2)
 GRADIENTS, PERIOD, TUNING = 4096, 4, 1000
@@ -41,12 +41,12 @@ def steps_of(workers: int, gradients: int) -> int:
 
 def accuracy(arm: str, workers: int, lr: float, seed: int, gradients: int, on: str = "test") -> float:
     """That of the mean of the workers at the end of a run, on the "test" or the "validation" images."""
-    data = digits.load(seed)
+    data = digit_splits.load(seed)
     result = grawa_hvd.simulate(
-        digits.perceptron(seed), functional.cross_entropy, data.train, workers=workers, batch_size=8,
+        digit_splits.perceptron(seed), functional.cross_entropy, data.train, workers=workers, batch_size=8,
         optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9), steps=steps_of(workers, gradients),
         averaging=ARMS[arm], period=PERIOD, seed=seed, progress=False,
-        evaluate=partial(digits.accuracy, data=getattr(data, on)),
+        evaluate=partial(digit_splits.accuracy, data=getattr(data, on)),
     )  # fmt: skip
     return float(result.evaluations[-1][1])
 

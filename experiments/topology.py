@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import grawa_hvd
-from experiments import common, digits
+from experiments import common, digit_splits
 from experiments.topology_plot import plot
 from grawa_hvd import topology
 from grawa_hvd.averaging import Decentralized
@@ -100,14 +100,14 @@ def arms(found: Any) -> dict[str, Any]:
 
 def train(policy: Any, seed: int, steps: int) -> dict[str, float]:
     """One run; accuracies after the last round."""
-    data, model = digits.load(seed), digits.perceptron(seed)
+    data, model = digit_splits.load(seed), digit_splits.perceptron(seed)
     result = grawa_hvd.simulate(
-        model, functional.cross_entropy, digits.skewed(data.train, TRAINED, ALPHA, seed),
+        model, functional.cross_entropy, digit_splits.skewed(data.train, TRAINED, ALPHA, seed),
         optimizer=partial(torch.optim.SGD, lr=LR, momentum=0.9), steps=steps, batch_size=8, averaging=policy,
         period=PERIOD, pull=1.0, proximity=0.0, seed=seed, progress=False,
-        evaluate=partial(digits.accuracy, data=data.test),
+        evaluate=partial(digit_splits.accuracy, data=data.test),
     )  # fmt: skip
-    own = digits.own_accuracies(model, result.workers, data.test)
+    own = digit_splits.own_accuracies(model, result.workers, data.test)
     return {"own": fmean(own), "mean": result.evaluations[-1][1]}
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from experiments import averaging_frequency, common, digits, norm_vs_gap, scaling, topology, vincent
+from experiments import averaging_frequency, common, digit_splits, norm_vs_gap, scaling, topology, vincent
 from experiments.best_weights import best_weights, combined
 from experiments.noisy_quadratic import Quadratic, sampled, variance
 
@@ -107,8 +107,8 @@ def test_an_interrupted_experiment_goes_on_and_other_settings_are_refused(tmp_pa
 
 
 def test_skewed_shards_have_few_classes_each() -> None:
-    train = digits.load(0).train
-    shards = digits.skewed(train, 8, alpha=0.1, seed=0)
+    train = digit_splits.load(0).train
+    shards = digit_splits.skewed(train, 8, alpha=0.1, seed=0)
     most = [labels.bincount(minlength=10).max().item() / len(labels) for _, labels in shards]
     assert {len(labels) for _, labels in shards} == {len(train[1]) // 8}
     assert sum(most) / 8 > 0.4  # of even shards some .13
