@@ -86,6 +86,12 @@ def plot(summary: dict[str, Any], workers: tuple[int, ...], file: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
     left.legend(fontsize=8)
     right.axhline(0, color="0.4", linewidth=0.9)
+    # With 256 workers differences are tens of points, with fewer less than one: linear up to 1, logarithmic beyond.
+    right.set_yscale("symlog", linthresh=1.0)
+    ticks = (-50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2)
+    right.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    right.set_ylim(-80, 3)
+    right.minorticks_off()
     figure.savefig(file, dpi=110)
 
 
