@@ -30,7 +30,10 @@ TINY: dict[str, tuple[Callable[[list[str]], None], list[str], int, list[str]]] =
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_each_experiment_writes_its_runs_its_conclusions_and_a_picture(name: str, tmp_path: Path) -> None:
+def test_each_experiment_writes_its_runs_its_conclusions_and_a_picture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topology, "NUMBERS", 10)
     main, options, runs, pictures = TINY[name]
     main(["--seeds", "1", "--out", str(tmp_path), *options])
     content = json.loads((tmp_path / f"{name}.json").read_text())
