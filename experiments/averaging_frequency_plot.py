@@ -27,6 +27,7 @@ def plot(found: Mapping[str, Any], folder: Path) -> None:
     upper, lower = figure.subplots(2, 3)
     for axes, loss in zip(upper, LOSSES, strict=True):
         _starts(axes, found, loss)
+    upper[-1].legend(fontsize=8, loc="lower left")  # there is room in this panel alone
     for axes, loss in zip(lower, LOSSES, strict=True):
         _weights(axes, found, loss)
     figure.savefig(folder / "averaging_weights.png", dpi=110)
@@ -37,7 +38,8 @@ def _learning(axes: Any, found: Mapping[str, Any], loss: str) -> None:
         runs = runs_of(found, f"frequency, {loss}, period {period}, shared start, common 0")
         steps = [step for step, _ in runs[0]["accuracies"]]
         mean = np.mean([[100 * accuracy for _, accuracy in run["accuracies"]] for run in runs], axis=0)
-        axes.plot(steps, mean, color=f"C{number}", linewidth=1.6, label=f"{period}")
+        # The curves lie on each other: later ones are thinner, so that all can be seen.
+        axes.plot(steps, mean, color=f"C{number}", linewidth=6 - 1.2 * number, label=f"{period}")
     axes.set(xscale="log", xlabel="local steps", ylabel="test accuracy of the mean (%)", ylim=(0, 100))
     axes.set_title(f"{loss}: by period", loc="left", fontsize=11)
     axes.legend(title="period", fontsize=8, title_fontsize=8)
@@ -64,8 +66,9 @@ def _quadratic(axes: Any, rows: list[dict[str, float]], b: float) -> None:
     periods = [row["period"] for row in rows]
     axes.plot(periods, [row["closed_form"] for row in rows], "-", color="0.5", label="closed form")
     axes.errorbar(periods, [row["sampled"] for row in rows], yerr=[2 * row["standard_error"] for row in rows], fmt="o",
-                  capsize=3, label="20000 runs, ± 2 standard errors")  # fmt: skip
-    axes.set(xscale="log", xlabel="period", ylabel="variance of the mean after 64 steps", ylim=(0, None))
+                  capsize=3, label="sampled, ± 2 standard errors")  # fmt: skip
+    axes.set(xscale="log", xlabel="period", ylabel="variance of the mean after 64 steps")
+    axes.set_ylim(0, 1.3 * max(row["sampled"] for row in rows))
     axes.set_xticks(periods, [f"{period}" for period in periods])
     axes.minorticks_off()
     noise = "the same everywhere (b = 0)" if b == 0 else f"growing with |x| (b = {b:g})"
@@ -93,7 +96,6 @@ def _starts(axes: Any, found: Mapping[str, Any], loss: str) -> None:
     axes.set_xticks(range(4), ticks, fontsize=8)
     axes.set(ylabel="test accuracy (%), 95%")
     axes.set_title(f"{loss}: start and common examples", loc="left", fontsize=11)
-    axes.legend(fontsize=7)
     axes.grid(axis="y", alpha=0.25)
 
 

@@ -141,7 +141,7 @@ def ended(found: dict[str, Any], averaging: str, noise: float, seeds: int) -> di
 def compared(found: dict[str, Any], averaging: str, control: str, noise: float, seeds: int) -> dict[str, Any]:
     """An arm beside another over the random starts: how often flatter, how often sharper, and the sign test."""
     norms = [[found[name(arm, s, noise)]["hessian_norm"] for s in range(seeds)] for arm in (averaging, control)]
-    ratios = np.divide(*norms)
+    ratios = np.array(norms[0]) / np.array(norms[1])
     flatter, sharper = int((ratios < 1 - SAME).sum()), int((ratios > 1 + SAME).sum())
     decided = flatter + sharper
     return {
