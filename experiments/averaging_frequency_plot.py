@@ -58,7 +58,8 @@ def _at_the_end(axes: Any, found: Mapping[str, Any]) -> None:
         axes.errorbar(places, *zip(*ends, strict=True), fmt="o-", capsize=3, linewidth=1, label=loss)
     axes.set(xscale="log", xlabel="period", ylabel="test accuracy (%), 95%")
     axes.set_title("at the end, by period", loc="left", fontsize=11)
-    axes.legend(fontsize=8)
+    axes.margins(y=0.25)
+    axes.legend(fontsize=8, loc="upper right", ncols=3)
     axes.grid(alpha=0.25)
 
 
