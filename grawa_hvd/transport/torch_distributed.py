@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ class TorchTransport(Transport):
         is_member = process_group is not dist.GroupMember.NON_GROUP_MEMBER
         if is_member and not isinstance(process_group, dist.ProcessGroup):
             raise ValueError(f"process_group must be a torch.distributed.ProcessGroup, but is {process_group!r}")
-        self.group = process_group
+        # Not held: a group must not outlive `destroy_process_group()`; see the folder's __init__.
+        self._group = weakref.ref(process_group) if is_member else None
         self._joinable: Any = None
         self._ranks = dist.get_process_group_ranks(process_group) if is_member else []
         # NCCL alone takes nothing that lies in host memory.
@@ -51,6 +53,20 @@ class TorchTransport(Transport):
         self._takes_host_memory = "cpu:" in backends
         # Gloo adds what lies on a GPU, but sends to a neighbor from host memory alone.
         self._sends_from_gpu = "cuda:gloo" not in backends
+
+    @property
+    def group(self) -> Any:
+        """The group.
+
+        Raises:
+            RuntimeError: if it has been destroyed.
+        """
+        if self._group is None:
+            return dist.GroupMember.NON_GROUP_MEMBER
+        group = self._group()
+        if group is None:
+            raise RuntimeError("the process group of this optimizer was destroyed by dist.destroy_process_group()")
+        return group
 
     @property
     def rank(self) -> int:
