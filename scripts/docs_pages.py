@@ -18,6 +18,8 @@ SHOWN = (
     "LICENSE",
     "docs",
     "benchmarks/results",
+    "experiments/README.md",
+    "experiments/results",
 )
 
 
