@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ class Digits(NamedTuple):
     test: Pair
 
 
+@functools.lru_cache(maxsize=32)
 def load(seed: int) -> Digits:
     """The digits, divided at random by the seed."""
     bunch = load_digits()

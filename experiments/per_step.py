@@ -9,24 +9,24 @@ The protocol is in experiments/README.md. Every cell is kept when it is finished
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from torch.nn import functional
 
-import grawa_hvd
-from experiments import common, digit_splits, gradient_averaging
-from experiments.dropping_sgd import DroppingSGD
+from experiments import common, digit_splits
 from experiments.per_step_plot import plot
 from experiments.per_step_report import summary_of
+from experiments.stacked import Groups, Job, Plan
+from experiments.stacked_accuracy import Images
+from grawa_hvd.averaging import LGRAWA, Uniform
 
 BATCH, STEPS, PROXIMITY = 16, 192, 0.01
 WORKERS, LRS, TUNING = (4, 8), (0.02, 0.05, 0.1, 0.2, 0.4), (1000, 1001, 1002)
+POLICIES = {"uniform": Uniform(), "lgrawa": LGRAWA()}
 OUTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "momentum .5": {"outer_momentum": 0.5},
@@ -45,74 +45,50 @@ class Arm(NamedTuple):
     def __str__(self) -> str:
         return f"{self.policy}, period {self.period}, pull {self.pull:g}, outer {self.outer}"
 
+    def job(self, seed: int, lr: float) -> Job:
+        """A run of it."""
+        policy = POLICIES[self.policy]
+        start, data = digit_splits.perceptron(seed), digit_splits.load(seed).train
+        return Job(start, data, seed, lr, policy, self.pull, PROXIMITY, **OUTERS[self.outer])
 
-ARMS = [Arm(*each) for each in product(("uniform", "lgrawa"), (4, 16, 64), (0.5, 1.0), OUTERS)]
+
+ARMS = [Arm(*each) for each in product(POLICIES, (4, 16, 64), (0.5, 1.0), OUTERS)]
 Gradients = str  # "gradients": the mean of the gradients at every step
 Found = dict[str, Any]
 
 
-def run(arm: Arm | Gradients, workers: int, lr: float, seed: int, steps: int, on: str = "test") -> Found:
-    """Train, and measure on the "test" or the "validation" images.
+def runs(
+    arm: Arm | Gradients, workers: int, lrs: tuple[float, ...], seeds: tuple[int, ...], steps: int, on: str = "test"
+) -> list[Found]:
+    """Train with each seed at each learning rate, and measure on the "test" or the "validation" images.
 
     Returns:
-        Accuracies from 0 to 1: the "mean" of the workers at the end, and over the steps ("curve"); and the mean of the
-        workers' "own" models' just before the last round. Of a run in which all workers diverge they are 0.
+        For each seed and learning rate, the latter first, accuracies from 0 to 1: the "mean" of the workers at the end,
+        and over the steps ("curve"); and the mean of the workers' "own" models' just before the last round.
     """
-    images = getattr(digit_splits.load(seed), on)
-    train = _by_gradients if isinstance(arm, str) else partial(_by_models, arm)
-    try:
-        curve, own = train(workers, lr, seed, steps, images)
-    except grawa_hvd.AllWorkersDivergedError:
-        return {"mean": 0.0, "own": 0.0, "curve": [0.0]}
-    return {"mean": curve[-1], "own": round(own, 5), "curve": curve}
+    made = ARMS[0] if isinstance(arm, str) else arm
+    cases = list(product(seeds, lrs))
+    groups = Groups(
+        [made.job(*case) for case in cases], Plan(workers, BATCH, steps, None if isinstance(arm, str) else made.period)
+    )
+    images = Images.of([getattr(digit_splits.load(seed), on) for seed, _ in cases])
+    looks = [found for _, found in groups.train(max(1, steps // 12), images.of_means)]
+    own = images.of_workers(groups, groups.workers if isinstance(arm, str) else groups.before_round)
+    curves = torch.stack(looks, dim=1).tolist()
+    return [
+        {"mean": curve[-1], "own": float(each), "curve": curve} for curve, each in zip(curves, own, strict=True)
+    ]  # fmt: skip
 
 
-def _by_gradients(workers: int, lr: float, seed: int, steps: int, images: digit_splits.Pair) -> tuple[list[float], float]:
-    trained = gradient_averaging.train(
-        digit_splits.perceptron(seed), digit_splits.load(seed).train, partial(DroppingSGD, lr=lr, steps=steps),
-        workers=workers, batch_size=BATCH, steps=steps, seed=seed,
-    )  # fmt: skip
-    due = (model for step, model in enumerate(trained, 1) if step % _every(steps) == 0)
-    curve = [round(digit_splits.accuracy(model, images), 5) for model in due]
-    return curve, curve[-1]
-
-
-def _by_models(
-    arm: Arm, workers: int, lr: float, seed: int, steps: int, images: digit_splits.Pair
-) -> tuple[list[float], float]:
-    model, made = digit_splits.perceptron(seed), list[DroppingSGD]()
-
-    def optimizer(parameters: list[nn.Parameter]) -> DroppingSGD:
-        made.append(DroppingSGD(parameters, lr, steps))
-        return made[-1]
-
-    result = grawa_hvd.simulate(
-        model, functional.cross_entropy, digit_splits.load(seed).train, workers=workers, batch_size=BATCH, steps=steps,
-        optimizer=optimizer, averaging=arm.policy, period=arm.period, pull=arm.pull, proximity=PROXIMITY, seed=seed,
-        evaluate=partial(digit_splits.accuracy, data=images), every=_every(steps), progress=False, **OUTERS[arm.outer],
-    )  # fmt: skip
-    last = next(each.last for each in made if each.last)  # those that were only tried out made fewer steps
-    own = dict(zip(dict(model.named_parameters()), last, strict=True))
-    curve = [round(accuracy, 5) for _, accuracy in result.evaluations]
-    return curve, fmean(digit_splits.own_accuracies(model, own, images))
-
-
-def _every(steps: int) -> int:
-    return max(1, steps // 12)
-
-
-def tuning(arm: Arm | Gradients, workers: int, lr: float, steps: int) -> list[float]:
-    """Validation accuracies of the mean of the workers, of the tuning seeds."""
-    return [run(arm, workers, lr, seed, steps, "validation")["mean"] for seed in TUNING]
+def tuning(arm: Arm | Gradients, workers: int, steps: int) -> dict[str, list[float]]:
+    """Learning rate → validation accuracies of the mean of the workers, of the tuning seeds."""
+    found = [round(run["mean"], 5) for run in runs(arm, workers, LRS, TUNING, steps, "validation")]
+    return {f"{lr:g}": found[number :: len(LRS)] for number, lr in enumerate(LRS)}
 
 
 def chosen(found: Mapping[str, Any], arm: Arm | Gradients, workers: int) -> float:
     """The learning rate that was best for an arm; of equals the least."""
-    return max(LRS, key=lambda lr: (fmean(found[_tuning(arm, workers, lr)]), -lr))
-
-
-def _tuning(arm: Arm | Gradients, workers: int, lr: float) -> str:
-    return f"tuning, {arm}, {workers} workers, lr {lr:g}"
+    return max(LRS, key=lambda lr: (fmean(found[f"tuning, {arm}, {workers} workers"][f"{lr:g}"]), -lr))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -131,16 +107,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(1)  # the tensors are small
     file, steps = options.out / "per_step.json", options.steps
-    settings = {"steps": steps, "batch": BATCH, "proximity": PROXIMITY}
+    settings = {"seeds": options.seeds, "steps": steps, "batch": BATCH, "proximity": PROXIMITY}
     cases = [(arm, workers) for workers in options.workers for arm in ("gradients", *ARMS)]
-    rates = {_tuning(*case, lr): partial(tuning, *case, lr, steps) for case in cases for lr in LRS}
+    rates = {f"tuning, {arm}, {workers} workers": partial(tuning, arm, workers, steps) for arm, workers in cases}
     tuned = common.runs(file, settings, rates)
     lrs = {case: chosen(tuned, *case) for case in cases}
-    todo: dict[str, Callable[[], Any]] = {
-        f"{arm}, {workers} workers, seed {seed}": partial(run, arm, workers, lrs[arm, workers], seed, steps)
-        for arm, workers in cases for seed in range(options.seeds)
-    }  # fmt: skip
-    summary = summary_of(common.runs(file, settings, todo), ARMS, options.workers, options.seeds)
+    seeds = tuple(range(options.seeds))
+    todo = {f"{arm}, {workers} workers": partial(runs, arm, workers, (lrs[arm, workers],), seeds, steps)
+            for arm, workers in cases}  # fmt: skip
+    summary = summary_of(common.runs(file, settings, todo), ARMS, options.workers)
     summary = {f"{arm}, {workers} workers: lr": lr for (arm, workers), lr in lrs.items()} | summary
     common.summarize(file, summary)
     for name, value in summary.items():

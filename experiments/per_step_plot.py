@@ -49,7 +49,11 @@ def _curves(axes: Any, summary: Mapping[str, Any], arms: Sequence[Any], size: in
         if (arm.policy, arm.pull) == ("uniform", 1.0) and arm.outer != "Nesterov":
             dashed = arm.outer != "none"
             color = f"C{sorted({each.period for each in arms}).index(arm.period)}"
-            shown[str(arm)] = (f"τ = {arm.period}, {arm.outer}" if dashed else f"τ = {arm.period}", color, "--" if dashed else "-")
+            shown[str(arm)] = (
+                f"τ = {arm.period}, {arm.outer}" if dashed else f"τ = {arm.period}",
+                color,
+                "--" if dashed else "-",
+            )
     for name, (label, color, style) in shown.items():
         curve = summary[f"{name}, {size} workers"]["curve"]
         axes.plot(np.linspace(steps / len(curve), steps, len(curve)), curve, style, color=color, label=label)

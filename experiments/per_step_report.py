@@ -20,14 +20,14 @@ FACTORS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def summary_of(found: Mapping[str, Any], arms: Sequence[Any], workers: Sequence[int], seeds: int) -> dict[str, Any]:
+def summary_of(found: Mapping[str, Any], arms: Sequence[Any], workers: Sequence[int]) -> dict[str, Any]:
     """By name: percent of accuracy, differences in points with what the protocol says of them, and effects."""
     summary: dict[str, Any] = {}
     for size in workers:
-        points = {arm: _points(found, arm, size, seeds, "mean") for arm in ("gradients", *arms)}
-        owns = {arm: _points(found, arm, size, seeds, "own") for arm in arms}
+        points = {arm: _points(found, arm, size, "mean") for arm in ("gradients", *arms)}
+        owns = {arm: _points(found, arm, size, "own") for arm in arms}
         for arm, values in points.items():
-            curves = [found[f"{arm}, {size} workers, seed {seed}"]["curve"] for seed in range(seeds)]
+            curves = [run["curve"] for run in found[f"{arm}, {size} workers"]]
             summary[f"{arm}, {size} workers"] = {
                 "mean": round(fmean(values), 3), "sd": round(_spread(values), 3),
                 "own": round(fmean(owns[arm]), 3) if arm in owns else None,
@@ -41,8 +41,8 @@ def summary_of(found: Mapping[str, Any], arms: Sequence[Any], workers: Sequence[
     return summary
 
 
-def _points(found: Mapping[str, Any], arm: Any, size: int, seeds: int, what: str) -> list[float]:
-    return [100 * found[f"{arm}, {size} workers, seed {seed}"][what] for seed in range(seeds)]
+def _points(found: Mapping[str, Any], arm: Any, size: int, what: str) -> list[float]:
+    return [100 * run[what] for run in found[f"{arm}, {size} workers"]]
 
 
 def _spread(values: Sequence[float]) -> float:
