@@ -87,8 +87,8 @@ def arms_table(summary: Mapping[str, Any], size: int) -> str:
     lines = [
         "| arm | lr | mean of the workers, % | own model, % | minus gradient averaging | p | Holm | |",
         "|---|---|---|---|---|---|---|---|",
-        f"| gradient averaging | {summary[f'gradients, {size} workers: lr']:g} | {first['mean']:.1f} ± {first['sd']:.1f} "
-        "| | | | | |",
+        f"| gradient averaging | {summary[f'gradients, {size} workers: lr']:g} | {first['mean']:.1f} ± "
+        f"{first['sd']:.1f} | | | | | |",
     ]
     for name, row in summary.items():
         if not name.endswith(f", {size} workers − gradients"):
@@ -96,8 +96,8 @@ def arms_table(summary: Mapping[str, Any], size: int) -> str:
         arm = name.removesuffix(" − gradients")
         reached, title = summary[arm], arm.removesuffix(f", {size} workers").replace("lgrawa", "LGRAWA")
         lines.append(
-            f"| {title} | {summary[f'{arm}: lr']:g} | {reached['mean']:.1f} ± {reached['sd']:.1f} | {reached['own']:.1f} "
-            f"| {shown(row)} | {p_shown(row['p'])} | {p_shown(row['holm'])} | {row['pace']} |"
+            f"| {title} | {summary[f'{arm}: lr']:g} | {reached['mean']:.1f} ± {reached['sd']:.1f} | "
+            f"{reached['own']:.1f} | {shown(row)} | {p_shown(row['p'])} | {p_shown(row['holm'])} | {row['pace']} |"
         )
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Many runs at once: groups of workers, each with a seed, a learning rate and a policy of its own, in one stack.
 
 A step of 4 small workers is all overhead, and one of 80 costs twice as much. `grawa_hvd.simulate` trains one group with
-the code of real ranks; here the policies, outer optimizers and pulls are the same objects, and the steps between them are
+the code of real ranks; here policies, outer optimizers and pulls are the same objects, and the steps between them are
 written out again for a stack of groups. Tests hold the two to each other in float64. Gradient averaging at every step
 (DP+SGD) and SAM with it (DP+SAM) are here too.
 """
@@ -20,7 +20,7 @@ from torch.nn import functional
 from experiments.stacked_rounds import Rounds
 from grawa_hvd.averaging import Mix, Uniform
 from grawa_hvd.settings import Settings
-from grawa_hvd.simulation.data import Pair, Shards, split
+from grawa_hvd.simulation.data import SEEDS, Pair, split
 
 Stack = dict[str, Tensor]
 MOMENTUM = 0.9
@@ -75,6 +75,33 @@ class Plan:
     ascent: float = 0.0
 
 
+class Batches:
+    """The batches of all workers, those of `grawa_hvd.simulation.batches`, all drawn at once.
+
+    Args:
+        jobs, plan: see `Groups`.
+    """
+
+    def __init__(self, jobs: Sequence[Job], plan: Plan) -> None:
+        draws = plan.steps + (plan.steps // plan.period if plan.period else 0)  # fresh norms take one a round
+        shards = [pair for job in jobs for pair in split(*job.data, plan.workers, job.seed)]
+        self._inputs, self._labels = (torch.cat(parts) for parts in zip(*shards, strict=True))
+        rows, begin = [], 0
+        for number, (inputs, _) in enumerate(shards):
+            group, worker = divmod(number, plan.workers)
+            generator = torch.Generator().manual_seed(SEEDS * jobs[group].seed + worker)
+            times = -(-draws * plan.batch_size // len(inputs))
+            drawn = torch.cat([torch.randperm(len(inputs), generator=generator) for _ in range(times)])
+            rows.append(begin + drawn[: draws * plan.batch_size].view(draws, plan.batch_size))
+            begin += len(inputs)
+        self._rows = iter(torch.stack(rows, dim=1))
+
+    def draw(self) -> Pair:
+        """The next batch of every worker: [groups · M, batch size, ...]."""
+        rows = next(self._rows)
+        return self._inputs[rows], self._labels[rows]
+
+
 class Groups:
     """Groups that train.
 
@@ -97,10 +124,7 @@ class Groups:
         self.before_round = self.workers
         self._momentum = {name: torch.zeros_like(value) for name, value in self.workers.items()}
         self._rates = torch.tensor([job.lr for job in jobs], dtype=torch.float64).repeat_interleave(plan.workers)
-        self._shards = [
-            Shards(split(*job.data, plan.workers, job.seed), plan.batch_size, job.seed, torch.device("cpu"))
-            for job in jobs
-        ]
+        self._batches = Batches(jobs, plan)
         settings = [job.settings(plan.period) for job in jobs] if plan.period else []
         self._rounds = Rounds(settings, self.workers, plan.workers, plan.scores) if plan.period else None
         self._gradients: Any = vmap(_ascended(self._loss, plan.ascent) if plan.ascent else grad_and_value(self._loss))
@@ -159,8 +183,7 @@ class Groups:
 
     def _pass(self) -> tuple[Stack, Tensor]:
         """Gradients and losses of the next batch of every worker."""
-        inputs, labels = (torch.cat(parts) for parts in zip(*(own.draw() for own in self._shards), strict=True))
-        gradients, losses = self._gradients(self.workers, inputs, labels)
+        gradients, losses = self._gradients(self.workers, *self._batches.draw())
         return gradients, losses
 
     def _loss(self, parameters: Stack, inputs: Tensor, labels: Tensor) -> Tensor:
