@@ -1,4 +1,4 @@
-"""The arms of `experiments.convergence`, and their grids: the GRAWA paper's (appendix B.2.3), the same periods for all."""
+"""The arms of `experiments.convergence`, and their grids: the GRAWA paper's (appendix B.2.3), one set of periods."""
 
 from __future__ import annotations
 

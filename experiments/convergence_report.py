@@ -28,7 +28,8 @@ def summary_of(found: Found, settings: Chosen, tuned: Found, samples: int) -> di
             setting, lr = settings[name, size]
             summary[f"{name}, {size} workers"] = {
                 "setting": named(setting), "period": setting.get("period", 1), "lr": lr,
-                **spread("error", errors(runs)), **spread("gap", gaps(runs)), "train": round(fmean(run["train"] for run in runs), 3),
+                **spread("error", errors(runs)), **spread("gap", gaps(runs)),
+                "train": round(fmean(run["train"] for run in runs), 3),
                 **cost_of(ARMS[name], setting, size, samples)._asdict(), **spread("until", times[name]),
                 "curve": [round(float(each), 3) for each in np.mean([run["curve"] for run in runs], axis=0)],
             }  # fmt: skip
@@ -63,7 +64,7 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
 
 
 def reached(ends: Found, settings: Chosen, name: str, size: int, samples: int) -> list[float]:
-    """Modelled seconds until the error is as low as DP+SGD's of that seed at the end; of a run that never is, the most."""
+    """Modelled seconds until the error is as low as that seed's of DP+SGD at the end; the most, of a run that never is."""
     costs = {arm: cost_of(ARMS[arm], settings[arm, size][0], size, samples).seconds for arm in ARMS}
     found = []
     for run, goal in zip(ends[name], errors(ends["DP+SGD"]), strict=True):

@@ -15,7 +15,7 @@ WRONG = 0.2
 
 
 class NoisyDigits(NamedTuple):
-    """Images and labels: right ones to choose by and to test, and for the latter also ones as wrong as those of training."""
+    """Images and labels: right ones to choose by and to test, and to test also ones as wrong as those of training."""
 
     train: Pair
     validation: Pair

@@ -1,4 +1,4 @@
-"""The papers' comparisons: stacked groups train as simulated ones do, and each experiment from its command line, tiny."""
+"""The papers' comparisons: stacked groups train as simulated ones do; each experiment from its command line, tiny."""
 
 from __future__ import annotations
 
@@ -99,8 +99,7 @@ def test_sam_takes_the_gradient_above_along_each_workers_own() -> None:
                 parameter.add_(0.5 * parameter.grad / norm)  # type: ignore[operator]
         own.zero_grad()
         functional.cross_entropy(own(image[None]), label[None]).backward()
-        for sum_, parameter in zip(total, own.parameters(), strict=True):
-            sum_ += parameter.grad / 3  # type: ignore[operator]
+        torch._foreach_add_(total, [parameter.grad / 3 for parameter in own.parameters()])  # type: ignore[operator]
     for (name, parameter), gradient in zip(model.named_parameters(), total, strict=True):
         # The first step of Nesterov's momentum is 1.9 times the gradient; SAM's norm has 1e-12 added.
         torch.testing.assert_close(stepped[name][0], parameter - 0.19 * gradient, rtol=1e-9, atol=1e-11)
