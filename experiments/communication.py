@@ -1,4 +1,4 @@
-"""What communication costs: rounds and seconds of the arms of `experiments.convergence`, and the share left to computing.
+"""What communication costs: rounds and seconds of the arms of `experiments.convergence`, and the share that computes.
 
 The protocol is in experiments/README.md. Nothing is trained here. Rounds are those of convergence.json; seconds are
 **modelled** (`experiments.papers_cost`), or **measured** by the benchmarks (cluster.json, round_loopback.json).
@@ -19,7 +19,7 @@ from experiments.communication_plot import plot
 from experiments.convergence import chosen
 from experiments.convergence_arms import ARMS
 from experiments.papers_cost import COMPUTE, SIZE, cost_of
-from grawa_hvd.cost_model import Cluster, Method, local_seconds, step_seconds
+from grawa_hvd.cost_model import Cluster, Constants, Method, step_seconds
 from grawa_hvd.hardware import FITTED, Gpus
 from grawa_hvd.plan import bits
 
@@ -56,7 +56,10 @@ def measured_rounds(results: Found) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def measured_shares(results: Found) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The share of a step that is computing, on 12 ranks of 3 hosts; and what the cost model says of it."""
+    """The share of a step that is computing, on 12 ranks of 3 hosts; and what the cost model says of it.
+
+    Of period 1 it is gradient averaging.
+    """
     for cell in results["cells"]:
         compute = next(row["seconds_per_step"]["median"] for row in cell["rows"] if row["method"]["kind"] == "alone")
         cluster = Cluster(
@@ -67,7 +70,7 @@ def measured_shares(results: Found) -> Iterator[tuple[str, dict[str, Any]]]:
             method = Method(**row["method"])
             if row["name"].split(" τ = ")[-1].isdigit() or row["name"] == "hvd.DistributedOptimizer":
                 found[f"{method.period}"] = round(compute / row["seconds_per_step"]["median"], 4)
-        model = {f"{p}": _share(Method("models", p), size, compute, FITTED, cluster) for p in PERIODS}
+        model = {f"{p}": _share(p, size, compute, FITTED, cluster) for p in PERIODS}
         yield f"share computing, {cell['rate']}", {"measured": found, "modelled": model}
 
 
@@ -75,13 +78,13 @@ def modelled_shares() -> Iterator[tuple[str, dict[str, float]]]:
     """The same for GPUs, by the assumptions of `papers_cost`."""
     for rate in RATES:
         cluster = Gpus().cluster(WORKERS, 1, bits(rate) / 1e9)
-        shares = {f"{p}": _share(Method("models", p), SIZE, COMPUTE, Gpus().constants(), cluster) for p in PERIODS}
+        shares = {f"{p}": _share(p, SIZE, COMPUTE, Gpus().constants(), cluster) for p in PERIODS}
         yield f"share computing, GPUs, modelled, {rate}", shares
 
 
-def _share(method: Method, size: float, compute: float, constants: Any, cluster: Cluster) -> float:
-    own = local_seconds(size, compute, constants, cluster)
-    return round(own / step_seconds(method, size, compute, constants, cluster), 4)
+def _share(period: int, size: float, compute: float, constants: Constants, cluster: Cluster) -> float:
+    method = Method("models", period) if period > 1 else Method("gradients")
+    return round(compute / step_seconds(method, size, compute, constants, cluster), 4)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -90,8 +93,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m experiments.communication", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder of convergence.json and of the results "
-                        "(default: experiments/results)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=common.RESULTS,
+        help="folder of convergence.json and of the results (default: experiments/results)",
+    )  # fmt: skip
     parsed = parser.parse_args(arguments)
     if not (parsed.out / "convergence.json").exists():
         parser.error(f"{parsed.out} has no convergence.json: run python -m experiments.convergence first")

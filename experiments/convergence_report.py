@@ -64,7 +64,7 @@ def spread(name: str, values: list[float]) -> dict[str, float]:
 
 
 def reached(ends: Found, settings: Chosen, name: str, size: int, samples: int) -> list[float]:
-    """Modelled seconds until the error is as low as that seed's of DP+SGD at the end; the most, of a run that never is."""
+    """Modelled seconds until the error is as low as DP+SGD's of that seed at the end; the most if it never is."""
     costs = {arm: cost_of(ARMS[arm], settings[arm, size][0], size, samples).seconds for arm in ARMS}
     found = []
     for run, goal in zip(ends[name], errors(ends["DP+SGD"]), strict=True):

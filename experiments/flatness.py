@@ -1,7 +1,7 @@
 """How flat the minima are in which the runs of `experiments.convergence` end: the Hessian of the training loss.
 
-The protocol is in experiments/README.md. It needs the results of `experiments.convergence` and curvlinops. Every cell is
-kept when it is finished, and skipped the next time.
+The protocol is in experiments/README.md. It needs the results of `experiments.convergence` and curvlinops. Every cell
+is kept when it is finished, and skipped the next time.
 
     python -m experiments.flatness
 """
@@ -48,9 +48,7 @@ def measurements(
     errors = [result["test"] for result in measured(groups, runs)]
     recorded = [result["test"] for result in before]
     if errors != recorded:
-        raise ValueError(
-            f"the runs must end as those of convergence.json, whose errors are {recorded}, but have {errors}"
-        )
+        raise ValueError(f"the runs must end with the errors of convergence.json, {recorded}, but have {errors}")
     found = []
     for run, *values in zip(runs, *groups.means().values(), strict=True):
         model = digit_splits.perceptron(run.seed, HIDDEN)
@@ -72,8 +70,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.flatness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="folder of convergence.json and of the results "
-                        "(default: experiments/results)")  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=common.RESULTS,
+        help="folder of convergence.json and of the results (default: experiments/results)",
+    )  # fmt: skip
     parser.add_argument("--vectors", type=int, default=VECTORS, help="random ones (default: %(default)s)")
     parsed = parser.parse_args(arguments)
     if not (parsed.out / "convergence.json").exists():

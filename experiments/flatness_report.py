@@ -16,11 +16,7 @@ from experiments.convergence_arms import ARMS
 from experiments.convergence_report import CONTROLLED, gaps, spread, turned
 
 Found = Mapping[str, Any]
-MEASURES = {
-    "norm": "logarithm of the Frobenius norm",
-    "largest": "logarithm of the largest eigenvalue",
-    "trace": "trace",
-}
+MEASURES = ("norm", "largest", "trace")  # the Frobenius norm and the largest eigenvalue as logarithms
 
 
 def summary_of(found: Found, before: Found, sizes: Sequence[int]) -> dict[str, Any]:
@@ -78,7 +74,7 @@ def correlation(arms: Found, before: Found, size: int) -> dict[str, float]:
     """Over all models, and over those of each arm (the mean of the arms' correlations)."""
     norms = {name: [row["norm"] for row in rows] for name, rows in arms.items()}
     wide = {name: gaps(before[f"{name}, {size} workers"]) for name in arms}
-    pooled = spearmanr(sum(norms.values(), []), sum(wide.values(), [])).statistic
+    pooled = spearmanr(np.ravel([*norms.values()]), np.ravel([*wide.values()])).statistic
     inner = [spearmanr(norms[name], wide[name]).statistic for name in arms]
     return {"pooled": round(float(pooled), 3), "within arms": round(float(np.nanmean(inner)), 3)}
 
@@ -91,8 +87,8 @@ def arms_table(summary: Found, size: int) -> str:
     for name in ARMS:
         row = summary[f"{name}, {size} workers"]
         lines.append(
-            f"| {name} | {row['norm']:.2f} | {row['norm_at_equal_loss']:.2f} | {row['trace']:.1f} ± {row['trace_sd']:.1f} "
-            f"| {row['largest']:.2f} | {row['loss']:.3f} |"
+            f"| {name} | {row['norm']:.2f} | {row['norm_at_equal_loss']:.2f} | {row['trace']:.1f} ± "
+            f"{row['trace_sd']:.1f} | {row['largest']:.2f} | {row['loss']:.3f} |"
         )
     return "\n".join(lines)
 
