@@ -14,7 +14,8 @@ TRANSPORT ?= horovod torch
 HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
-EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling norm_vs_gap
+EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling norm_vs_gap per_step convergence \
+  flatness communication
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model experiments readme test \
   elastic-test cluster-test docs lint format cuda-check cuda-load \
@@ -66,7 +67,7 @@ cost-model: ## fit the cost model to the results of bench-cluster and bench-roun
 	timeout 600 $(BIN)/python -m benchmarks.cost_model_report $(ARGS)
 
 experiments: ## run what is missing of the experiments in experiments/README.md; ARGS="--splits 8", EXPERIMENTS=name
-	@$(SETUP) examples
+	@$(SETUP) examples flatness
 	for name in $(EXPERIMENTS); do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.$$name $(ARGS) || exit 1; done
 
 readme: ## put the tables of the committed results into README.md and docs/

@@ -65,13 +65,15 @@ def shares_table(summary: Found) -> str:
     titles = ["every step, gradients", *(f"τ = {period}" for period in periods[1:])]
     lines = [f"| | {' | '.join(titles)} |", "|---" * (1 + len(periods)) + "|"]
     for key, row in rows.items():
+        title = TITLES[key.split(", ")[-1]]
         if "measured" in row:
-            cells = [
-                (f"**{100 * row['measured'][p]:.0f}**, " if p in row["measured"] else "") + f"{100 * row['modelled'][p]:.0f}"
-                for p in periods
-            ]  # fmt: skip
-            lines.append(f"| 12 ranks, 3 hosts, {TITLES[key]} | {' | '.join(cells)} |")
+            cells = [_both(row["measured"].get(period), row["modelled"][period]) for period in periods]
+            lines.append(f"| 12 ranks, 3 hosts, {title} | {' | '.join(cells)} |")
         else:
-            cells = [f"{100 * row[p]:.0f}" for p in periods]
-            lines.append(f"| GPUs, {TITLES[key.split(', ')[-1]]} | {' | '.join(cells)} |")
+            lines.append(f"| GPUs, {title} | {' | '.join(_both(None, row[period]) for period in periods)} |")
     return "\n".join(lines)
+
+
+def _both(measured: float | None, modelled: float) -> str:
+    """Percent; what was measured in bold."""
+    return ("" if measured is None else f"**{100 * measured:.0f}**, ") + f"{100 * modelled:.0f}"

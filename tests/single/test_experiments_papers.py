@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,23 @@ from torch import nn
 from torch.nn import functional
 
 import grawa_hvd
-from experiments import digit_splits
+from experiments import (
+    communication,
+    convergence,
+    convergence_report,
+    digit_splits,
+    flatness,
+    flatness_report,
+    noisy_digits,
+    papers_cost,
+    per_step,
+    per_step_report,
+)
+from experiments.comparison import family, shown
+from experiments.convergence_arms import ARMS
+from experiments.papers_verdicts import claims_table, verdict
 from experiments.stacked import Groups, Job, Plan
+from experiments.stacked_accuracy import Images
 from grawa_hvd.averaging import DPPF, EASGD, LGRAWA, LSGD, MGRAWA, DiLoCo, EDiT, Uniform
 
 NESTEROV = partial(torch.optim.SGD, lr=0.7, momentum=0.9, nesterov=True)
@@ -112,3 +129,102 @@ def test_a_group_that_diverges_leaves_the_others_alone() -> None:
     weight = groups.means()["2.weight"].flatten(1)
     assert weight.isfinite().all(dim=1).tolist() == [True, False, True]
     assert torch.equal(weight[0], weight[2])
+
+
+def content(folder: Path, name: str) -> Any:
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_per_step_tunes_compares_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_step, "ARMS", [arm for arm in per_step.ARMS if arm.period == 64])
+    monkeypatch.setattr(per_step, "LRS", (1e-6, 0.1))
+    options = ["--seeds", "2", "--steps", "64", "--workers", "2", "--out", str(tmp_path)]
+    per_step.main(options)
+    found = content(tmp_path, "per_step")
+    assert len(found["runs"]) == 2 * (1 + 12)
+    summary = found["summary"]
+    assert summary["gradients, 2 workers: lr"] == 0.1  # the other one learns nothing
+    own, mean = (summary["uniform, period 64, pull 0.5, outer none, 2 workers"][which] for which in ("own", "mean"))
+    assert own != mean  # one is of before the round
+    table = per_step_report.arms_table(summary, 2)
+    assert table.count("\n") == 1 + 1 + 12
+    assert per_step_report.effects_table(summary, [2]).count("\n") == 1 + 5
+    finished = (tmp_path / "per_step.json").read_text()
+    monkeypatch.setattr(per_step, "runs", pytest.fail)  # nothing is run a second time
+    per_step.main(options)
+    assert (tmp_path / "per_step.json").read_text() == finished
+
+
+def test_convergence_flatness_and_communication_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convergence, "LRS", (0.1, 1e-6))
+    monkeypatch.setattr(flatness, "ITERATIONS", 5)
+    out = ["--out", str(tmp_path)]
+    convergence.main(["--seeds", "2", "--samples", "1024", "--workers", "2", *out])
+    runs = content(tmp_path, "convergence")["runs"]
+    grids = sum(4 if arm.averages == "models" else 0 for arm in ARMS.values())
+    assert len(runs) == (len(ARMS) + 2 * 2) + grids + len(ARMS) + 5
+    flatness.main(["--vectors", "2", *out])
+    communication.main(out)
+    errors, flat, waits = (content(tmp_path, name)["summary"] for name in ("convergence", "flatness", "communication"))
+    assert flat["DP+SGD, 2 workers"]["norm"] > 0
+    # 1024 samples are 32 steps of two workers, at period 16 two rounds.
+    assert waits["LGRAWA, 2 workers, period 16"]["rounds"] == 2
+    tables = [convergence_report.pairs_table(errors, 2), flatness_report.ratios_table(flat, [2])]
+    assert [table.count("\n") for table in tables] == [len(ARMS), 1 + 4]
+    assert claims_table(errors, flat, waits, [2]).count("\n") == 1 + 8 + 6 + 2
+    runs["uniform, 2 workers"][0]["test"] += 1
+    (tmp_path / "convergence.json").write_text(json.dumps({**content(tmp_path, "convergence"), "runs": runs}))
+    (tmp_path / "flatness.json").unlink()
+    with pytest.raises(ValueError, match=r"must end with the errors of convergence\.json"):
+        flatness.main(["--vectors", "2", *out])
+
+
+def test_a_fifth_of_the_training_labels_is_wrong_and_no_label_to_choose_by() -> None:
+    right, noisy = digit_splits.load(3), noisy_digits.load(3)
+    share = (right.train[1] != noisy.train[1]).double().mean()
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / 1097) ** 0.5  # four standard errors
+    assert torch.equal(right.validation[1], noisy.validation[1])
+    assert torch.equal(right.test[1], noisy.test[1])
+
+
+def test_accuracies_are_those_of_each_group_on_its_own_images() -> None:
+    jobs = [Job(*start(seed), seed, 0.1) for seed in (0, 1)]
+    groups = Groups(jobs, Plan(3, 8, 24, 8))
+    groups.train(24, lambda groups: None)
+    tests = [
+        tuple(part.double() if part.is_floating_point() else part for part in digit_splits.load(s).test) for s in (0, 1)
+    ]
+    images = Images.of(tests)  # type: ignore[arg-type]
+    for seed, found in enumerate(images.of_means(groups).tolist()):
+        model = start(seed)[0]
+        model.load_state_dict({name: value[seed] for name, value in groups.means().items()})
+        assert found == pytest.approx(digit_splits.accuracy(model, tests[seed]), abs=1e-6)
+    groups.workers["0.weight"][0] = torch.nan
+    assert images.of_means(groups)[0] == 0 < images.of_means(groups)[1]
+
+
+def test_rounds_cost_what_the_cost_model_says() -> None:
+    fresh, local = (papers_cost.cost_of(ARMS[name], {"period": 16}, 4, 40960) for name in ("LGRAWA", "LGRAWA, local"))
+    assert (fresh.steps, fresh.rounds) == (local.steps, local.rounds) == (640, 40)
+    assert fresh.seconds - local.seconds == pytest.approx(40 * papers_cost.COMPUTE)
+    # A ring sends 2·3/4 of the perceptron's 4810 numbers from each worker.
+    assert local.megabytes == pytest.approx(40 * 1.5 * 4 * 4810 / 1e6)
+    every_step = papers_cost.cost_of(ARMS["DP+SGD"], {"batch": 16}, 4, 40960)
+    assert every_step.communication > 15 * local.communication
+
+
+def test_families_are_corrected_and_verdicts_follow() -> None:
+    steady, swinging = [1.0 + 0.01 * n for n in range(10)], [(-1.0) ** n for n in range(10)]
+    zero = [0.0] * 10
+    found = family({"up": (steady, zero), "down": (zero, steady), "nothing": (swinging, zero)})
+    assert found["up"]["p"] == pytest.approx(2 / 2**10, abs=1e-6)
+    assert found["up"]["holm"] == pytest.approx(3 * found["up"]["p"], rel=1e-3)
+    assert (shown(found["up"])[:2], shown(found["nothing"])[:2]) == ("**", "0.")
+    assert verdict([found["nothing"]]) == "not seen"
+    assert verdict([found["down"], found["nothing"]]) == "seen in 1 of 2"
+    assert verdict([found["up"]]) == "**contrary** in 1 of 1"
+    assert per_step_report.pace(found["up"]) == "ahead"
+    assert per_step_report.pace(found["down"]) == "lags"
