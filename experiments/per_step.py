@@ -3,6 +3,7 @@
 The protocol is in experiments/README.md. Every cell is kept when it is finished, and skipped the next time.
 
     python -m experiments.per_step
+    python -m experiments.per_step --constant                   # the learning rate does not drop
     python -m experiments.per_step --workers 4 --seeds 5
 """
 
@@ -20,7 +21,7 @@ import torch
 from experiments import common, digit_splits
 from experiments.per_step_plot import plot
 from experiments.per_step_report import summary_of
-from experiments.stacked import Groups, Job, Plan
+from experiments.stacked import DROPS, Groups, Job, Plan
 from experiments.stacked_accuracy import Images
 from grawa_hvd.averaging import LGRAWA, Uniform
 
@@ -57,8 +58,16 @@ Gradients = str  # "gradients": the mean of the gradients at every step
 Found = dict[str, Any]
 
 
+class Training(NamedTuple):
+    """How workers train; `drops` are of `Plan`."""
+
+    workers: int
+    steps: int
+    drops: tuple[float, ...]
+
+
 def runs(
-    arm: Arm | Gradients, workers: int, lrs: tuple[float, ...], seeds: tuple[int, ...], steps: int, on: str = "test"
+    arm: Arm | Gradients, training: Training, lrs: tuple[float, ...], seeds: tuple[int, ...], on: str = "test"
 ) -> list[Found]:
     """Train with each seed at each learning rate, and measure on the "test" or the "validation" images.
 
@@ -66,23 +75,21 @@ def runs(
         For each seed and learning rate, the latter first, accuracies from 0 to 1: the "mean" of the workers at the end,
         and over the steps ("curve"); and the mean of the workers' "own" models' just before the last round.
     """
+    workers, steps, drops = training
     made = ARMS[0] if isinstance(arm, str) else arm
     cases = list(product(seeds, lrs))
-    groups = Groups(
-        [made.job(*case) for case in cases], Plan(workers, BATCH, steps, None if isinstance(arm, str) else made.period)
-    )
+    period = None if isinstance(arm, str) else arm.period
+    groups = Groups([made.job(*case) for case in cases], Plan(workers, BATCH, steps, period, drops=drops))
     images = Images.of([getattr(digit_splits.load(seed), on) for seed, _ in cases])
     looks = [found for _, found in groups.train(max(1, steps // 12), images.of_means)]
     own = images.of_workers(groups, groups.workers if isinstance(arm, str) else groups.before_round)
     curves = torch.stack(looks, dim=1).tolist()
-    return [
-        {"mean": curve[-1], "own": float(each), "curve": curve} for curve, each in zip(curves, own, strict=True)
-    ]  # fmt: skip
+    return [{"mean": curve[-1], "own": float(each), "curve": curve} for curve, each in zip(curves, own, strict=True)]
 
 
-def tuning(arm: Arm | Gradients, workers: int, steps: int) -> dict[str, list[float]]:
+def tuning(arm: Arm | Gradients, training: Training) -> dict[str, list[float]]:
     """Learning rate → validation accuracies of the mean of the workers, of the tuning seeds."""
-    found = [round(run["mean"], 5) for run in runs(arm, workers, LRS, TUNING, steps, "validation")]
+    found = [round(run["mean"], 5) for run in runs(arm, training, LRS, TUNING, "validation")]
     return {f"{lr:g}": found[number :: len(LRS)] for number, lr in enumerate(LRS)}
 
 
@@ -96,6 +103,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = common.parser("per_step", __doc__, seeds=14)
     options.add_argument("--steps", type=int, default=STEPS, help="a multiple of 64 (default: %(default)s)")
     options.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="default: 4 8")
+    options.add_argument("--constant", action="store_true", help="the learning rate does not drop")
     parsed = options.parse_args(arguments)
     if parsed.steps < 64 or parsed.steps % 64:
         options.error(f"--steps must be a multiple of 64, the longest period, but is {parsed.steps}")
@@ -106,21 +114,24 @@ def main(arguments: list[str] | None = None) -> None:
     """Tune, run, compare, print, draw."""
     options = parse(arguments)
     torch.set_num_threads(1)  # the tensors are small
-    file, steps = options.out / "per_step.json", options.steps
-    settings = {"seeds": options.seeds, "steps": steps, "batch": BATCH, "proximity": PROXIMITY}
+    file = options.out / f"per_step{'_constant' * options.constant}.json"
+    settings = {"seeds": options.seeds, "steps": options.steps, "batch": BATCH, "proximity": PROXIMITY}
+    of = {size: Training(size, options.steps, () if options.constant else DROPS) for size in options.workers}
     cases = [(arm, workers) for workers in options.workers for arm in ("gradients", *ARMS)]
-    rates = {f"tuning, {arm}, {workers} workers": partial(tuning, arm, workers, steps) for arm, workers in cases}
+    rates = {f"tuning, {arm}, {workers} workers": partial(tuning, arm, of[workers]) for arm, workers in cases}
     tuned = common.runs(file, settings, rates)
     lrs = {case: chosen(tuned, *case) for case in cases}
     seeds = tuple(range(options.seeds))
-    todo = {f"{arm}, {workers} workers": partial(runs, arm, workers, (lrs[arm, workers],), seeds, steps)
-            for arm, workers in cases}  # fmt: skip
+    todo = {
+        f"{arm}, {workers} workers": partial(runs, arm, of[workers], (lrs[arm, workers],), seeds)
+        for arm, workers in cases
+    }
     summary = summary_of(common.runs(file, settings, todo), ARMS, options.workers)
     summary = {f"{arm}, {workers} workers: lr": lr for (arm, workers), lr in lrs.items()} | summary
     common.summarize(file, summary)
     for name, value in summary.items():
         print(f"{name}: {value}")
-    plot(summary, ARMS, options.workers, steps, options.out / "per_step.png")
+    plot(summary, ARMS, options.workers, options.steps, file.with_suffix(".png"))
 
 
 if __name__ == "__main__":

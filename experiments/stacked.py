@@ -24,7 +24,7 @@ from grawa_hvd.simulation.data import SEEDS, Pair, split
 
 Stack = dict[str, Tensor]
 MOMENTUM = 0.9
-DROPS = (0.5, 0.75)  # after these parts of the steps the learning rate is a tenth of what it was
+DROPS = (0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Plan:
         period: steps between rounds; None: gradients are averaged at every step instead.
         scores: where norms are taken: "local" or "fresh", as of `simulate`.
         ascent: ρ of SAM, or 0 for plain gradients. Each worker ascends along its own gradient (paper, appendix F).
+        drops: after these parts of the steps the learning rate is a tenth of what it was.
     """
 
     workers: int
@@ -73,6 +74,7 @@ class Plan:
     period: int | None
     scores: str = "local"
     ascent: float = 0.0
+    drops: tuple[float, ...] = DROPS
 
 
 class Batches:
@@ -173,7 +175,7 @@ class Groups:
 
     def _descend(self, gradients: Stack, step: int) -> None:
         """SGD with Nesterov momentum as torch's, each group at its own learning rate."""
-        drops = sum(step > part * self.plan.steps for part in DROPS)
+        drops = sum(step > part * self.plan.steps for part in self.plan.drops)
         rates = self._rates * 0.1**drops
         for name, value in self.workers.items():
             momentum, gradient = self._momentum[name], gradients[name]
