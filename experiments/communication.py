@@ -17,7 +17,7 @@ from typing import Any
 from experiments import common
 from experiments.communication_plot import plot
 from experiments.convergence import chosen
-from experiments.convergence_arms import ARMS
+from experiments.convergence_arms import ARMS, BATCH
 from experiments.papers_cost import COMPUTE, SIZE, cost_of
 from grawa_hvd.cost_model import Cluster, Constants, Method, step_seconds
 from grawa_hvd.hardware import FITTED, Gpus
@@ -32,19 +32,19 @@ Found = Mapping[str, Any]
 
 
 def costs(tuned: Found, samples: int, sizes: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of each arm with its chosen setting, and with the same at period 16: rounds, and modelled seconds."""
+    """Rounds and modelled seconds of each arm, its "best" setting, and "equal" ones: period 16, batches of 16."""
     for size in sizes:
         for name, arm in ARMS.items():
             setting, _ = chosen(tuned, name, size)
-            for title, given in (("best", setting), ("period 16", {**setting, "period": 16})):
-                if title == "best" or arm.averages == "models":
-                    cost = cost_of(arm, given, size, samples)
-                    passes = cost.rounds * COMPUTE if arm.scores == "fresh" else 0.0
-                    each = (cost.communication + passes) / max(1, cost.rounds)
-                    yield f"{name}, {size} workers, {title}", {
-                        "period": given.get("period", 1), "rounds": cost.rounds, "communication": cost.communication,
-                        "passes": passes, "each": each, "seconds": cost.seconds,
-                    }  # fmt: skip
+            equal = {**setting, "period": 16} if arm.averages == "models" else {"batch": BATCH}
+            for title, given in (("best", setting), ("equal", equal)):
+                cost = cost_of(arm, given, size, samples)
+                passes = cost.rounds * COMPUTE if arm.scores == "fresh" else 0.0
+                yield f"{name}, {size} workers, {title}", {
+                    "period": given.get("period", 1), "rounds": cost.rounds, "communication": cost.communication,
+                    "passes": passes, "each": (cost.communication + passes) / max(1, cost.rounds),
+                    "seconds": cost.seconds,
+                }  # fmt: skip
 
 
 def measured_rounds(results: Found) -> Iterator[tuple[str, dict[str, Any]]]:

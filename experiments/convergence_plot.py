@@ -49,4 +49,4 @@ def _ends(axes: Any, summary: Mapping[str, Any], size: int) -> None:
     axes.invert_yaxis()
     axes.set_title("at the end, mean ± sd")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=2)

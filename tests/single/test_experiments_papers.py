@@ -171,7 +171,7 @@ def test_convergence_flatness_and_communication_follow_each_other(
     errors, flat, waits = (content(tmp_path, name)["summary"] for name in ("convergence", "flatness", "communication"))
     assert flat["DP+SGD, 2 workers"]["norm"] > 0
     # 1024 samples are 32 steps of two workers, at period 16 two rounds.
-    assert waits["LGRAWA, 2 workers, period 16"]["rounds"] == 2
+    assert waits["LGRAWA, 2 workers, equal"]["rounds"] == 2
     tables = [convergence_report.pairs_table(errors, 2), flatness_report.ratios_table(flat, [2])]
     assert [table.count("\n") for table in tables] == [len(ARMS), 1 + 4]
     assert claims_table(errors, flat, waits, [2]).count("\n") == 1 + 8 + 6 + 2
