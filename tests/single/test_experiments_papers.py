@@ -169,6 +169,7 @@ def test_convergence_flatness_and_communication_follow_each_other(
     flatness.main(["--vectors", "2", *out])
     communication.main(out)
     errors, flat, waits = (content(tmp_path, name)["summary"] for name in ("convergence", "flatness", "communication"))
+    assert {errors[f"{name}, 2 workers"]["lr"] for name in ARMS} == {0.1}  # the other one learns nothing
     assert flat["DP+SGD, 2 workers"]["norm"] > 0
     # 1024 samples are 32 steps of two workers, at period 16 two rounds.
     assert waits["LGRAWA, 2 workers, equal"]["rounds"] == 2
