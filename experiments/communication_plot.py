@@ -45,6 +45,7 @@ def _seconds(axes: Any, summary: Mapping[str, Any], sizes: Sequence[int]) -> Non
     axes.set_yticks(range(len(ARMS)), list(ARMS), fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.set_xlim(left=0.5)
     axes.set(xlabel="seconds of a run, modelled; pale: fresh norms")
     axes.set_title("communication at each one's best setting", fontsize=11)
     axes.grid(axis="x", alpha=0.3)

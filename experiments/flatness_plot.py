@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments.convergence_arms import ARMS
 from experiments.convergence_plot import COLORS
@@ -30,7 +31,11 @@ def plot(found: Mapping[str, Any], before: Mapping[str, Any], sizes: Sequence[in
         )
         row[1].set(xlabel="Frobenius norm of the Hessian", xscale="log", title="generalisation gap, points")
         row[2].set(xlabel="Frobenius norm of the Hessian", xscale="log", title="test error, %")
+        for axis in (row[0].yaxis, row[1].xaxis, row[2].xaxis):
+            axis.set_major_locator(FixedLocator(range(3, 11)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
         for axes in row:
             axes.grid(alpha=0.3)
-    panels[0][0].legend(fontsize=7, ncols=2)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(file, dpi=110)
