@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.document import TABLES
+from experiments.document_papers import TABLES as PAPERS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -187,6 +188,7 @@ DOCUMENTS = {
     "docs/performance.md": {"GPU_KERNELS": gpu_kernels, "STEP": steps, "ROUND": rounds},
     "docs/kernels.md": {"GPU_TIMES": gpu_times, "KERNELS": kernels},
     "docs/experiments.md": TABLES,
+    "docs/experiments_papers.md": PAPERS,
 }
 
 

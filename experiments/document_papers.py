@@ -22,27 +22,36 @@ def summary(name: str) -> dict[str, Any]:
 
 def recipe() -> str:
     """The arms that keep pace with gradient averaging, or are ahead of it, with every number of workers."""
-    paces: dict[str, list[str]] = defaultdict(list)
-    for key, row in summary("per_step").items():
-        if key.endswith(" − gradients"):
-            paces[key.split(" workers")[0].rsplit(", ", 1)[0]].append(row["pace"])
-    good = [arm for arm, found in paces.items() if set(found) <= {"keeps pace", "ahead"}]
-    lines = []
+    lines = ["| | learning rate drops | constant |", "|---|---|---|"]
+    found = [keep_pace(summary(name)) for name in ("per_step", "per_step_constant")]
     for period in (4, 16, 64):
-        mine = [
-            arm.replace(f", period {period}", "").replace("lgrawa", "LGRAWA")
-            for arm in good
-            if f", period {period}," in arm
-        ]
-        lines.append(f"- τ = {period}: {'; '.join(mine) or 'none'}.")
+        part = f", period {period},"
+        cells = ["; ".join(arm.replace(part, ",") for arm in arms if part in arm) or "none" for arms in found]
+        lines.append(f"| τ = {period} | {' | '.join(cells)} |".replace("lgrawa", "LGRAWA"))
     return "\n".join(lines)
+
+
+def keep_pace(found: dict[str, Any]) -> list[str]:
+    """The names of those arms."""
+    paces: dict[str, set[str]] = defaultdict(set)
+    for key, row in found.items():
+        if key.endswith(" − gradients"):
+            paces[key.split(" workers")[0].rsplit(", ", 1)[0]].add(row["pace"])
+    return [arm for arm, of_sizes in paces.items() if of_sizes <= {"keeps pace", "ahead"}]
 
 
 TABLES = {
     "CLAIMS": lambda: claims_table(summary("convergence"), summary("flatness"), summary("communication"), SIZES),
     "PER_STEP_RECIPE": recipe,
-    "PER_STEP_EFFECTS": lambda: per_step_report.effects_table(summary("per_step"), SIZES),
-    **{f"PER_STEP_{size}": lambda size=size: per_step_report.arms_table(summary("per_step"), size) for size in SIZES},
+    **{
+        f"{name.upper()}_EFFECTS": lambda name=name: per_step_report.effects_table(summary(name), SIZES)
+        for name in ("per_step", "per_step_constant")
+    },
+    **{
+        f"{name.upper()}_{size}": lambda name=name, size=size: per_step_report.arms_table(summary(name), size)
+        for name in ("per_step", "per_step_constant")
+        for size in SIZES
+    },
     **{f"ARMS_{size}": lambda size=size: convergence_report.arms_table(summary("convergence"), size) for size in SIZES},
     **{
         f"PAIRS_{size}": lambda size=size: convergence_report.pairs_table(summary("convergence"), size)
