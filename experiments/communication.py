@@ -17,7 +17,7 @@ from typing import Any
 from experiments import common
 from experiments.communication_plot import plot
 from experiments.convergence import chosen
-from experiments.convergence_arms import ARMS, BATCH
+from experiments.convergence_arms import ARMS, BATCH, Setting
 from experiments.papers_cost import COMPUTE, SIZE, cost_of
 from grawa_hvd.cost_model import Cluster, Constants, Method, step_seconds
 from grawa_hvd.hardware import FITTED, Gpus
@@ -36,7 +36,7 @@ def costs(tuned: Found, samples: int, sizes: list[int]) -> Iterator[tuple[str, d
     for size in sizes:
         for name, arm in ARMS.items():
             setting, _ = chosen(tuned, name, size)
-            equal = {**setting, "period": 16} if arm.averages == "models" else {"batch": BATCH}
+            equal: Setting = {**setting, "period": 16} if arm.averages == "models" else {"batch": BATCH}
             for title, given in (("best", setting), ("equal", equal)):
                 cost = cost_of(arm, given, size, samples)
                 passes = cost.rounds * COMPUTE if arm.scores == "fresh" else 0.0

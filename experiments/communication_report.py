@@ -44,7 +44,7 @@ def periods_table(summary: Found, sizes: Sequence[int]) -> str:
 
 def rounds_table(summary: Found) -> str:
     """Measured rounds over loopback."""
-    prefix, lines = "round, measured: ", []
+    prefix, lines = "round, measured: ", list[str]()
     for key, row in summary.items():
         if key.startswith(prefix):
             if not lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,28 @@ def keep_pace(found: dict[str, Any]) -> list[str]:
     return [arm for arm, of_sizes in paces.items() if of_sizes <= {"keeps pace", "ahead"}]
 
 
+def of(table: Callable[..., str], name: str, *sizes: Any) -> Callable[[], str]:
+    """A table of an experiment."""
+    return lambda: table(summary(name), *sizes)
+
+
 TABLES = {
     "CLAIMS": lambda: claims_table(summary("convergence"), summary("flatness"), summary("communication"), SIZES),
     "PER_STEP_RECIPE": recipe,
-    **{
-        f"{name.upper()}_EFFECTS": lambda name=name: per_step_report.effects_table(summary(name), SIZES)
-        for name in ("per_step", "per_step_constant")
-    },
-    **{
-        f"{name.upper()}_{size}": lambda name=name, size=size: per_step_report.arms_table(summary(name), size)
-        for name in ("per_step", "per_step_constant")
-        for size in SIZES
-    },
-    **{f"ARMS_{size}": lambda size=size: convergence_report.arms_table(summary("convergence"), size) for size in SIZES},
-    **{
-        f"PAIRS_{size}": lambda size=size: convergence_report.pairs_table(summary("convergence"), size)
-        for size in SIZES
-    },
-    "CONTROLS": lambda: convergence_report.controls_table(summary("convergence"), SIZES),
-    **{f"FLATNESS_{size}": lambda size=size: flatness_report.arms_table(summary("flatness"), size) for size in SIZES},
-    "FLATNESS_RATIOS": lambda: flatness_report.ratios_table(summary("flatness"), SIZES),
-    "COMMUNICATION": lambda: communication_report.arms_table(summary("communication"), SIZES),
-    "COMMUNICATION_PERIODS": lambda: communication_report.periods_table(summary("convergence"), SIZES),
-    "COMMUNICATION_ROUNDS": lambda: communication_report.rounds_table(summary("communication")),
-    "COMMUNICATION_SHARES": lambda: communication_report.shares_table(summary("communication")),
+    "PER_STEP_EFFECTS": of(per_step_report.effects_table, "per_step", SIZES),
+    "PER_STEP_CONSTANT_EFFECTS": of(per_step_report.effects_table, "per_step_constant", SIZES),
+    "CONTROLS": of(convergence_report.controls_table, "convergence", SIZES),
+    "FLATNESS_RATIOS": of(flatness_report.ratios_table, "flatness", SIZES),
+    "COMMUNICATION": of(communication_report.arms_table, "communication", SIZES),
+    "COMMUNICATION_PERIODS": of(communication_report.periods_table, "convergence", SIZES),
+    "COMMUNICATION_ROUNDS": of(communication_report.rounds_table, "communication"),
+    "COMMUNICATION_SHARES": of(communication_report.shares_table, "communication"),
 }
+for size in SIZES:
+    TABLES |= {
+        f"PER_STEP_{size}": of(per_step_report.arms_table, "per_step", size),
+        f"PER_STEP_CONSTANT_{size}": of(per_step_report.arms_table, "per_step_constant", size),
+        f"ARMS_{size}": of(convergence_report.arms_table, "convergence", size),
+        f"PAIRS_{size}": of(convergence_report.pairs_table, "convergence", size),
+        f"FLATNESS_{size}": of(flatness_report.arms_table, "flatness", size),
+    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,23 +20,24 @@ import torch
 
 from experiments import common, digit_splits, noisy_digits
 from experiments.convergence import chosen
-from experiments.convergence_arms import ARMS, Arm, Setting
+from experiments.convergence_arms import ARMS, Setting
 from experiments.convergence_runs import HIDDEN, Run, measured, stack
 from experiments.flatness_plot import plot
 from experiments.flatness_report import summary_of
+from experiments.stacked import Groups
 from grawa_hvd.flatness import flatness
 
 ITERATIONS, VECTORS = 100, 30
 
 
 def measurements(
-    arm: Arm, setting: Setting, lr: float, workers: int, samples: int, is_control: bool, before: list[Any],
-    vectors: int = VECTORS,
-) -> list[dict[str, float]]:  # fmt: skip
+    start: Callable[[list[Run]], Groups], setting: Setting, lr: float, before: list[Any], vectors: int = VECTORS
+) -> list[dict[str, float]]:
     """Make the runs again, and measure the mean of the workers of each seed.
 
     Args:
-        arm, setting, lr, workers, samples, is_control: of the runs.
+        start: of runs, their groups.
+        setting, lr: of the runs.
         before: what `convergence` said of each seed.
         vectors: for what is outside of Lanczos' directions.
 
@@ -44,7 +45,7 @@ def measurements(
         ValueError: if the runs end elsewhere than they did.
     """
     runs = [Run(setting, lr, seed) for seed in range(len(before))]
-    groups = stack(arm, workers, samples, runs, is_control)
+    groups = start(runs)
     errors = [result["test"] for result in measured(groups, runs)]
     recorded = [result["test"] for result in before]
     if errors != recorded:
@@ -93,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
         setting, lr = chosen(before, name, size)
         for is_control in (False, True) if arm.has_control else (False,):
             key = f"{'control of ' if is_control else ''}{name}, {size} workers"
-            todo[key] = partial(measurements, arm, setting, lr, size, samples, is_control, before[key], options.vectors)
+            start = partial(stack, arm, size, samples, is_control=is_control)
+            todo[key] = partial(measurements, start, setting, lr, before[key], options.vectors)
     settings = {**content["settings"], "iterations": ITERATIONS, "vectors": options.vectors}
     found = common.runs(options.out / "flatness.json", settings, todo)
     summary = summary_of(found, before, sizes)

@@ -100,10 +100,10 @@ def ratio(row: Mapping[str, float]) -> str:
     return f"**{text}**" if row["holm"] < 0.05 else text
 
 
-def beside(summary: Found, size: int, measure: str, a: str, b: str) -> dict[str, float]:
-    """a − b, in whichever order it is kept."""
-    row: dict[str, float] | None = summary.get(f"{size} workers, {measure}: {a} − {b}")
-    return row if row is not None else turned(summary[f"{size} workers, {measure}: {b} − {a}"])
+def beside(summary: Found, size: int, a: str, b: str) -> dict[str, float]:
+    """Of the logarithms of the norm: a − b, in whichever order it is kept."""
+    row: dict[str, float] | None = summary.get(f"{size} workers, norm: {a} − {b}")
+    return row if row is not None else turned(summary[f"{size} workers, norm: {b} − {a}"])
 
 
 def ratios_table(summary: Found, sizes: Sequence[int]) -> str:
@@ -113,7 +113,7 @@ def ratios_table(summary: Found, sizes: Sequence[int]) -> str:
     lines = [f"| workers: form | {' | '.join(f'÷ {name}' for name in others)} | ÷ its control |", "|---" * 7 + "|"]
     for size in sizes:
         for form in forms:
-            rows = [beside(summary, size, "norm", form, other) for other in others]
+            rows = [beside(summary, size, form, other) for other in others]
             rows.append(summary[f"{size} workers, norm, control: {form} − its control"])
             cells = " | ".join(f"{ratio(row)} ({p_shown(row['p'])}, {p_shown(row['holm'])})" for row in rows)
             lines.append(f"| {size}: {form} | {cells} |")

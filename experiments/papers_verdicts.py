@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.comparison import shown
@@ -56,7 +57,7 @@ def _compared(
 def _of_errors(errors: Found, sizes: Sequence[int]) -> Iterator[str]:
     for other in (*RIVALS, "DP+SGD", "DP+SAM"):
         claim = f"smaller test error than {other} (difference, points)"
-        yield _compared(claim, sizes, FORMS, lambda size, form, other=other: minus(errors, size, form, other))
+        yield _compared(claim, sizes, FORMS, partial(minus, errors, b=other))
     yield _compared(
         "LGRAWA has a smaller error than MGRAWA", sizes, ("fresh", "local"),
         lambda size, name: minus(errors, size, *(f"{form}{', local' * (name == 'local')}" for form in FORMS[1::-1])),
@@ -77,9 +78,7 @@ def _of_errors(errors: Found, sizes: Sequence[int]) -> Iterator[str]:
 def _of_flatness(flat: Found, sizes: Sequence[int]) -> Iterator[str]:
     for other in (*RIVALS, "DP+SGD", "DP+SAM", "uniform"):
         claim = f"flatter minima than {other}: ratio of the Hessians' norms"
-        yield _compared(
-            claim, sizes, FORMS, lambda size, form, other=other: beside(flat, size, "norm", form, other), ratio
-        )
+        yield _compared(claim, sizes, FORMS, partial(beside, flat, b=other), ratio)
     yield _compared(
         "the same, over uniform, all else equal", sizes, FORMS,
         lambda size, form: flat[f"{size} workers, norm, control: {form} − its control"], ratio,

@@ -192,11 +192,11 @@ class Groups:
         return functional.cross_entropy(functional_call(self._model, parameters, (inputs,)), labels)
 
     def _by_group(self, values: Tensor) -> Tensor:
-        return values.unflatten(0, (-1, self.plan.workers))
+        return values.reshape(-1, self.plan.workers, *values.shape[1:])
 
     def _group_mean(self, values: Tensor) -> Tensor:
         """Of each worker's group, in the place of each worker."""
-        return self._by_group(values).mean(dim=1).repeat_interleave(self.plan.workers, dim=0)
+        return torch.mean(self._by_group(values), dim=1).repeat_interleave(self.plan.workers, dim=0)
 
 
 def _ascended(loss: Callable[..., Tensor], rho: float) -> Callable[..., tuple[Stack, Tensor]]:

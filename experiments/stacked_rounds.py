@@ -160,7 +160,7 @@ class Rounds:
     @staticmethod
     def _wide(values: Tensor, dim: int) -> Tensor:
         """[..., 1, 1]: as many further dimensions as a stack of parameters has."""
-        return values[(..., *[None] * (dim - 1))]
+        return values.reshape(*values.shape, *[1] * (dim - 1))
 
 
 def _unused() -> Any:
