@@ -13,7 +13,7 @@ BORROWED = {"half_speed": ("iid",), "skew_0.5": ("iid", "skew_0.1"), "noisy_1": 
 
 
 def search(rates: tuple[float, ...], first: int, score: Callable[[float], float]) -> float:
-    """The best rate around the first: as long as the best lies at the edge of what has been tried, the next one is tried.
+    """The best rate around the first: while the best lies at the edge of what has been tried, the next one is tried.
 
     Args:
         rates: rising.
@@ -37,7 +37,8 @@ def sources(task: Task, condition: str, arm: str) -> list[str]:
 
 def chosen(task: Task, condition: str, arm: str, cells: Iterable[dict[str, Any]]) -> float | None:
     """The rate by the tuning cells; None if one that is needed is not there."""
-    own = {(cell["condition"], cell["lr"]): cell for cell in cells if cell["arm"] == arm and cell["split"] == TUNING_SPLIT}
+    tuning = [cell for cell in cells if (cell["arm"], cell["split"]) == (arm, TUNING_SPLIT)]
+    own = {(cell["condition"], cell["lr"]): cell for cell in tuning}
     try:
         return search(
             task.rates, task.first,
@@ -49,4 +50,5 @@ def chosen(task: Task, condition: str, arm: str, cells: Iterable[dict[str, Any]]
 
 def reached(cell: dict[str, Any]) -> float:
     """What a tuning cell says of its rate."""
-    return sum(cell["plain"]) / len(cell["plain"])
+    seeds: list[float] = cell["plain"]
+    return sum(seeds) / len(seeds)

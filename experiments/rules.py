@@ -23,7 +23,7 @@ def decisions(rows: dict[str, list[Row]]) -> list[str]:
     for task, own in rows.items():
         for row in own:
             arms.setdefault(row.arm, {})[task, row.condition] = row
-    everywhere = {place for place in arms.get("uniform", {})}
+    everywhere = arms.get("uniform", {}).keys()
     complete = {name: arm for name, arm in arms.items() if arm.keys() == everywhere}
     return [_averaging(arms, complete), _floor(complete), _consensus(arms)]
 
@@ -72,8 +72,8 @@ def _floor(complete: dict[str, Arm]) -> str:
     if not able:
         return "floor: no value has run in all conditions."
     best = min(able, key=lambda value: (len(_harms(able[value])), -_gain(able[value])))
-    told = ", ".join(f"{value} harms in {len(_harms(arm))} and has mean {signed(_gain(arm))}" for value, arm in able.items())
-    return f"floor: the rule says {best} ({told})."
+    told = [f"{value} harms in {len(_harms(arm))} and has mean {signed(_gain(arm))}" for value, arm in able.items()]
+    return f"floor: the rule says {best} ({', '.join(told)})."
 
 
 def _consensus(arms: dict[str, Arm]) -> str:

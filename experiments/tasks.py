@@ -14,6 +14,8 @@ from experiments import conditions, digits, text
 from experiments.conditions import Condition
 from experiments.measures import accuracy, minus_loss
 
+MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,7 +40,7 @@ class Task:
     model: Callable[[], nn.Module]
     load: Callable[[int], digits.Data] = digits.load
     conditions: dict[str, Condition] = field(default_factory=lambda: conditions.CONDITIONS)
-    optimizer: Callable[..., torch.optim.Optimizer] = partial(torch.optim.SGD, momentum=0.9)
+    optimizer: Callable[..., torch.optim.Optimizer] = MOMENTUM
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5)
     first: int = 2
     rounds: int = 20

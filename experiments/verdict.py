@@ -89,13 +89,13 @@ def mean(values: Sequence[float]) -> float:
 
 def compared(task: Task, cells: list[dict[str, Any]]) -> list[Row]:
     """Each arm with uniform, both at their own learning rates, on the seeds that both have."""
-    main = [found for found in cells if found["split"] != TUNING_SPLIT]
     rows = []
     for condition in task.conditions:
         of: dict[tuple[str, int], dict[str, Any]] = {}
         for arm in ARMS:
-            lr = chosen(task, condition, arm, cells)
-            of |= {(arm, one["split"]): one for one in main if (one["condition"], one["arm"], one["lr"]) == (condition, arm, lr)}
+            key = (condition, arm, chosen(task, condition, arm, cells))
+            own = [one for one in cells if (one["condition"], one["arm"], one["lr"]) == key]
+            of |= {(arm, one["split"]): one for one in own if one["split"] != TUNING_SPLIT}
         shared = {arm: sorted(split for name, split in of if name == arm and ("uniform", split) in of) for arm in ARMS}
         rows += _corrected([_row(task, of, arm, splits) for arm, splits in shared.items() if splits], "to_uniform")
     centered = _corrected([row for row in rows if row.arm in CENTERED], "to_plain")

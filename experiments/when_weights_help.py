@@ -4,8 +4,8 @@
     python -m experiments.when_weights_help --models text --arms uniform edit     # a part of it
     python -m experiments.when_weights_help --minutes 0                 # only the tables, the plots and the verdict
 
-Each cell, one model, condition, arm, learning rate and split of the data, is written when it is finished, and skipped the
-next time.
+Each cell, one model, condition, arm, learning rate and split of the data, is written when it is finished, and skipped
+the next time.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--models", nargs="+", choices=list(TASKS), metavar="NAME", help=f"of {', '.join(TASKS)} (default: what the "
         "protocol says, with its arms and seeds)")  # fmt: skip
     add("--conditions", nargs="+", metavar="NAME", help="of the protocol's (default: all that a model has)")
-    add("--arms", nargs="+", choices=list(ARMS), metavar="NAME",
-        help="with --models; uniform among them, for the others are compared with it (default: the protocol's)")  # fmt: skip
+    add("--arms", nargs="+", choices=list(ARMS), metavar="NAME", help="with --models; uniform among them, for the "
+        "others are compared with it (default: the protocol's)")  # fmt: skip
     add("--splits", type=int, help="with --models: of five seeds each, at least 1 (default: 4)")
     add("--rounds", type=int, help="of 32 local steps, at least 1 (default: the protocol's)")
     add("--minutes", type=float, default=float("inf"), help="start no cell after so many minutes (default: no limit)")
@@ -158,7 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, and say what it comes to."""
     options = parse(arguments)
     torch.set_num_threads(1)  # the tensors are small
-    stages = [Stage(model, options.arms or FIRST + OTHERS, options.splits or 4) for model in options.models or []] or STAGES
+    arms, splits = options.arms or FIRST + OTHERS, options.splits or 4
+    stages = STAGES if options.models is None else [Stage(model, arms, splits) for model in options.models]
     end = time.monotonic() + 60 * options.minutes
     desks = {stage.model: desk_of(stage.model, options, end) for stage in stages}
     is_complete = fill(desks, stages, options.conditions)
