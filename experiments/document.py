@@ -12,15 +12,15 @@ from experiments.verdict import Row, compared, correlation, rate, table, to_plai
 from experiments.when_weights_help import RESULTS, STAGES, file_of
 
 
-def rows(model: str) -> list[Row]:
-    """Of the experiment on weights."""
+def rows(model: str, lr: float | None = None) -> list[Row]:
+    """Of the experiment on weights: each arm at its own learning rate, or all at one."""
     file: Path = file_of(model, RESULTS)
-    return compared(TASKS[model], json.loads(file.read_text())["cells"]) if file.exists() else []
+    return compared(TASKS[model], json.loads(file.read_text())["cells"], lr) if file.exists() else []
 
 
-def of(model: str, told: Callable[[Row], str]) -> Callable[[], str]:
+def of(model: str, told: Callable[[Row], str], lr: float | None = None) -> Callable[[], str]:
     """A table of a model."""
-    return lambda: table(TASKS[model], rows(model), told)
+    return lambda: table(TASKS[model], rows(model, lr), told)
 
 
 def rules() -> str:
@@ -34,6 +34,7 @@ TABLES = {
     "WEIGHTS": of("mlp", to_uniform),
     "WEIGHTS_CONVOLUTIONS": of("convolutions", to_uniform),
     "WEIGHTS_TEXT": of("text", to_uniform),
+    "WEIGHTS_AT_ONE_RATE": of("mlp", to_uniform, lr=0.1),
     "WEIGHTS_RATES": of("mlp", rate),
     "WEIGHTS_CENTER": of("mlp", to_plain),
     "WEIGHTS_CENTER_CONVOLUTIONS": of("convolutions", to_plain),

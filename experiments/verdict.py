@@ -87,13 +87,19 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def compared(task: Task, cells: list[dict[str, Any]]) -> list[Row]:
-    """Each arm with uniform, both at their own learning rates, on the seeds that both have."""
+def compared(task: Task, cells: list[dict[str, Any]], lr: float | None = None) -> list[Row]:
+    """Each arm with uniform, on the seeds that both have.
+
+    Args:
+        task: of the cells.
+        cells: as `cell.run` returns them, those that choose rates among them.
+        lr: the learning rate of all; None: each arm has its own in each condition.
+    """
     rows = []
     for condition in task.conditions:
         of: dict[tuple[str, int], dict[str, Any]] = {}
         for arm in ARMS:
-            key = (condition, arm, chosen(task, condition, arm, cells))
+            key = (condition, arm, chosen(task, condition, arm, cells) if lr is None else lr)
             own = [one for one in cells if (one["condition"], one["arm"], one["lr"]) == key]
             of |= {(arm, one["split"]): one for one in own if one["split"] != TUNING_SPLIT}
         shared = {arm: sorted(split for name, split in of if name == arm and ("uniform", split) in of) for arm in ARMS}
