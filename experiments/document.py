@@ -19,8 +19,13 @@ def rows(model: str, lr: float | None = None) -> list[Row]:
 
 
 def of(model: str, told: Callable[[Row], str], lr: float | None = None) -> Callable[[], str]:
-    """A table of a model."""
-    return lambda: table(TASKS[model], rows(model, lr), told)
+    """A table of a model, once something of it can be compared."""
+
+    def made() -> str:
+        found = rows(model, lr)
+        return table(TASKS[model], found, told) if found else "Not run yet."
+
+    return made
 
 
 def rules() -> str:

@@ -50,9 +50,9 @@ def plot(task: Task, rows: list[Row], path: Path) -> None:
         axes.tick_params(axis="y", length=0)
     panels[0][0].set_yticks(range(len(arms)), [ARMS[arm].title for arm in arms])
     panels[0][0].invert_yaxis()
-    seeds = rows[0].seeds
+    seeds = "–".join(str(count) for count in sorted({row.seeds for row in rows}))
     figure.supxlabel(
-        f"test accuracy of the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds "
+        f"{task.title}: the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds "
         "(red: harms, green: helps, as defined beforehand)", fontsize=9, color=INK,
     )  # fmt: skip
     figure.savefig(path, dpi=150)
