@@ -52,8 +52,8 @@ def plot(task: Task, rows: list[Row], path: Path) -> None:
     panels[0][0].invert_yaxis()
     seeds = "–".join(str(count) for count in sorted({row.seeds for row in rows}))
     figure.supxlabel(
-        f"{task.title}: the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds "
-        "(red: harms, green: helps, as defined beforehand)", fontsize=9, color=INK,
+        f"{task.title}: the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds\n"
+        "red: harms, green: helps, as defined beforehand", fontsize=9, color=INK,
     )  # fmt: skip
     figure.savefig(path, dpi=150)
     plt.close(figure)
