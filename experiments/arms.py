@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from experiments.conditions import CONDITIONS, WORKERS, Condition
+from experiments.conditions import WORKERS, Condition
 from grawa_hvd.averaging import LGRAWA, MGRAWA, EDiT, MedianCap, Uniform, Weighted
 from grawa_hvd.averaging.policy import Mix, Mixing, Observed, Recipe
 
@@ -86,23 +86,18 @@ ARMS = {
     "uniform": Arm("uniform", lambda condition: Uniform()),
     "lgrawa": Arm("LGRAWA", lambda condition: LGRAWA()),
     "lgrawa_floor1": Arm("LGRAWA, floor 1", lambda condition: LGRAWA(floor=1.0)),
+    "mediancap": Arm("MedianCap", lambda condition: MedianCap()),
     "lgrawa_heldout": Arm("LGRAWA, held-out norms", lambda condition: LGRAWA(), "held out"),
     "loss_heldout": Arm("1/held-out loss", lambda condition: Weighted(inverse_loss)),
     "uniform_trains": Arm("uniform, trains on held-out", lambda condition: Uniform(), trains_on_held_out=True),
-    "mediancap": Arm("MedianCap", lambda condition: MedianCap()),
+    "mgrawa_floor1": Arm("MGRAWA, floor 1", lambda condition: MGRAWA(floor=1.0)),
+    "edit": Arm("EDiT", lambda condition: EDiT()),
+    "lgrawa_shuffled": Arm("LGRAWA, shuffled", lambda condition: Shuffled(LGRAWA())),
     "oracle": Arm("oracle", oracle, runs_in=lambda condition: condition.bad > 0),
     "samples": Arm("by samples", lambda condition: Weighted("samples"), runs_in=lambda condition: condition.slow > 0),
-    "lgrawa_shuffled": Arm("LGRAWA, shuffled", lambda condition: Shuffled(LGRAWA())),
     "mgrawa": Arm("MGRAWA", lambda condition: MGRAWA()),
     "mgrawa_heldout": Arm("MGRAWA, held-out norms", lambda condition: MGRAWA(), "held out"),
     "lgrawa_fresh": Arm("LGRAWA, fresh norms", lambda condition: LGRAWA(), "fresh"),
     "lgrawa_floor0.5": Arm("LGRAWA, floor .5", lambda condition: LGRAWA(floor=0.5)),
-    "edit": Arm("EDiT", lambda condition: EDiT()),
-    "mgrawa_floor1": Arm("MGRAWA, floor 1", lambda condition: MGRAWA(floor=1.0)),
     "mgrawa_floor0.5": Arm("MGRAWA, floor .5", lambda condition: MGRAWA(floor=0.5)),
 }
-
-
-def pairs(conditions: list[str], arms: list[str]) -> list[tuple[str, str]]:
-    """Conditions and arms in the order in which they run: arm after arm, each in all its conditions."""
-    return [(name, arm) for arm in arms for name in conditions if ARMS[arm].runs_in(CONDITIONS[name])]

@@ -56,12 +56,12 @@ def dirichlet(alpha: float, generator: torch.Generator) -> Tensor:
     return drawn / drawn.sum()
 
 
-def noisy(train: Pair, generator: torch.Generator, workers: int) -> list[Pair]:
+def noisy(train: Pair, generator: torch.Generator, workers: int, classes: int = CLASSES) -> list[Pair]:
     """Equal shares; the first workers have random labels."""
     shares = evenly(train, generator)
     for worker in range(workers):
         images, labels = shares[worker]
-        shares[worker] = images, torch.randint(0, CLASSES, labels.shape, generator=generator)
+        shares[worker] = images, torch.randint(0, classes, labels.shape, generator=generator)
     return shares
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -24,21 +23,27 @@ def logistic() -> nn.Module:
     return nn.Sequential(nn.Linear(64, 10))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"mlp": mlp, "logistic": logistic}
+def convolutions() -> nn.Module:
+    """The network of examples/digits.py: two convolutions and two linear layers."""
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
 
 
-class Digits(NamedTuple):
-    """Three parts of the digits, that share none: images [N, 64] from 0 to 1 and labels [N]."""
+class Data(NamedTuple):
+    """Three parts of the data, that share none: inputs [N, ...] and targets [N, ...]."""
 
     train: Pair
     held_out: Pair
     test: Pair
 
 
-def load(split: int) -> Digits:
-    """The digits, shuffled by the number of the split."""
+def load(split: int) -> Data:
+    """Images [N, 64] from 0 to 1 and labels [N], shuffled by the number of the split."""
     bunch = load_digits()
     images, labels = torch.tensor(bunch.data / 16, dtype=torch.float32), torch.tensor(bunch.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(split))
     test, held_out, train = torch.tensor_split(order, [TEST, TEST + HELD_OUT])
-    return Digits(*((images[part], labels[part]) for part in (train, held_out, test)))
+    return Data(*((images[part], labels[part]) for part in (train, held_out, test)))

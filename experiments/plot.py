@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.arms import ARMS
-from experiments.conditions import CONDITIONS
+from experiments.tasks import Task
 from experiments.verdict import Row
 
 INK, GREY, GOOD, BAD = "#333333", "#8a8a8a", "#1a7f4b", "#b3352c"
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(task: Task, rows: list[Row], path: Path) -> None:
     """Draw and save.
 
     Args:
+        task: of the rows.
         rows: as `verdict.compared` returns them.
         path: of the picture.
     """
@@ -23,7 +24,7 @@ def plot(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
-    conditions = [name for name in CONDITIONS if any(row.condition == name for row in rows)]
+    conditions = [name for name in task.conditions if any(row.condition == name for row in rows)]
     arms = [arm for arm in ARMS if any(row.arm == arm and row.to_uniform for row in rows)]
     if not arms:
         return
@@ -33,7 +34,7 @@ def plot(rows: list[Row], path: Path) -> None:
     )
     for axes, name in zip(panels[0], conditions, strict=True):
         control = next(row for row in rows if (row.condition, row.arm) == (name, "uniform"))
-        axes.set_title(f"{CONDITIONS[name].title}\nuniform {control.accuracy:.1f}%", fontsize=9, color=INK)
+        axes.set_title(f"{task.conditions[name].title}\nuniform {control.told}", fontsize=9, color=INK)
         axes.axvline(0, color=GREY, linewidth=0.8)
         for row in rows:
             one = row.to_uniform
@@ -49,10 +50,10 @@ def plot(rows: list[Row], path: Path) -> None:
         axes.tick_params(axis="y", length=0)
     panels[0][0].set_yticks(range(len(arms)), [ARMS[arm].title for arm in arms])
     panels[0][0].invert_yaxis()
-    seeds = rows[0].seeds
+    seeds = "–".join(str(count) for count in sorted({row.seeds for row in rows}))
     figure.supxlabel(
-        f"test accuracy of the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds "
-        "(red: harms, green: helps, as defined beforehand)", fontsize=9, color=INK,
+        f"{task.title}: the mean of 8 workers minus uniform's, points, 95% interval of {seeds} paired seeds\n"
+        "red: harms, green: helps, as defined beforehand", fontsize=9, color=INK,
     )  # fmt: skip
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from torch import nn
 from torch.nn import functional
 
 import grawa_hvd
-from experiments import cell, conditions, digits, when_weights_help
+from experiments import cell, conditions, digits, text, when_weights_help
 from experiments.arms import ARMS, Shuffled
+from experiments.cell import Key
 from experiments.groups import Groups, Watch
 from experiments.half_speed import HalfSpeed
+from experiments.rates import TUNING_SPLIT, chosen, search, sources
+from experiments.rules import decisions
 from experiments.statistics import bootstrap, holm, sign_flips
 from experiments.store import Store
-from experiments.verdict import Difference, compared, decisions
+from experiments.tasks import TASKS
+from experiments.verdict import Difference, compared
 from grawa_hvd.averaging import LGRAWA, EDiT, MedianCap
 from grawa_hvd.averaging.policy import Mix
 
@@ -144,67 +149,178 @@ def test_holm_on_a_known_example() -> None:
     assert holm([]) == []
 
 
-def made(condition: str, arm: str, plain: list[float], center: list[float] | None = None) -> dict[str, Any]:
+@pytest.mark.parametrize(
+    ("best", "found", "looked_at"), [(3, 3, [2, 3, 4]), (9, 6, [2, 3, 4, 5, 6]), (0, 1, [2, 3, 4, 1])]
+)
+def test_the_search_for_a_rate_goes_on_while_the_best_lies_at_an_edge(
+    best: int, found: int, looked_at: list[int]
+) -> None:
+    tried = []
+
+    def score(rate: float) -> float:
+        tried.append(rate)
+        return -abs(rate - best)
+
+    assert search((1, 2, 3, 4, 5, 6), 2, score) == found
+    assert tried == looked_at
+    assert search((1, 2, 3, 4, 5, 6), 2, lambda rate: 0.0) == 1
+
+
+def test_the_rate_of_a_condition_between_two_others_is_that_of_their_sum() -> None:
+    task = TASKS["mlp"]
+    assert sources(task, "noisy_1", "lgrawa") == ["iid", "noisy_3"] and sources(task, "noisy_1", "oracle") == [
+        "noisy_3"
+    ]
+    assert sources(task, "spike", "lgrawa") == ["spike"]
+    plain = {("iid", 0.03): 0.9, ("iid", 0.1): 0.8, ("iid", 0.2): 0.7, ("iid", 0.01): 0.8}
+    plain |= {("noisy_3", 0.03): 0.5, ("noisy_3", 0.1): 0.9, ("noisy_3", 0.2): 0.4}
+    cells = [made(name, "lgrawa", [value] * 5, lr=lr, split=TUNING_SPLIT) for (name, lr), value in plain.items()]
+    assert [chosen(task, name, "lgrawa", cells) for name in ("iid", "noisy_3", "noisy_1")] == [0.03, 0.1, 0.1]
+    assert chosen(task, "iid", "lgrawa", cells[:3]) is None  # the next rate below is missing
+
+
+def test_the_text_is_cut_into_windows_that_are_dealt_out_once() -> None:
+    data = text.load(0)
+    for inputs, targets in data:
+        assert torch.equal(inputs[:, 1:], targets[:, :-1]) and inputs.shape[1] == text.CONTEXT
+    assert sum(len(part[0]) for part in data) == len(text.windows())
+    dealt = text.in_order(data.train, torch.Generator())
+    assert torch.equal(torch.cat([inputs for inputs, _ in dealt]), data.train[0]) and len(dealt) == W
+    first, last = ("".join(map(chr, inputs.flatten().tolist())) for inputs, _ in (dealt[0], dealt[-1]))
+    assert first.count("\n#") > 10 * last.count("\n## ") and last.count("::") > 10 * first.count("std::")
+
+
+def test_a_transformer_does_not_look_ahead() -> None:
+    torch.manual_seed(0)
+    model = text.Transformer()
+    given = torch.randint(0, text.CHARACTERS, (2, text.CONTEXT))
+    changed = given.clone()
+    changed[:, 20:] = (changed[:, 20:] + 1) % text.CHARACTERS
+    before, after = model(given), model(changed)
+    torch.testing.assert_close(before[:, :20], after[:, :20], rtol=0, atol=1e-5)
+    assert (before[:, 20:] - after[:, 20:]).abs().amax() > 0.1
+
+
+def made(condition: str, arm: str, plain: list[float], center: list[float] | None = None, **key: Any) -> dict[str, Any]:
     return {
-        "condition": condition, "arm": arm, "split": 0, "plain": plain, "center": center or plain,
+        "condition": condition, "arm": arm, "split": 0, "lr": 0.1, **key, "plain": plain, "center": center or plain,
         "correlation": [None if arm == "uniform" else 0.5] * len(plain), "effective": [8.0] * len(plain),
     }  # fmt: skip
 
 
+def with_tuning(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells, and others that choose .1 for all of their arms."""
+    arms = {(one["condition"], one["arm"]) for one in cells}
+    tried = {0.03: 0.1, 0.1: 0.2, 0.2: 0.1}
+    return cells + [
+        made(*pair, [value], lr=lr, split=TUNING_SPLIT) for pair in sorted(arms) for lr, value in tried.items()
+    ]
+
+
+BASE = [0.90 + 0.001 * seed for seed in range(10)]
+BETTER, WORSE = [value + 0.02 for value in BASE], [value - 0.02 for value in BASE]
+
+
 def test_the_rules_of_the_protocol_on_made_up_cells() -> None:
-    base = [0.90 + 0.001 * seed for seed in range(10)]
-    better, worse = [value + 0.02 for value in base], [value - 0.02 for value in base]
-    cells = [made(name, "uniform", base) for name in ("iid", "noisy_3")]
-    cells += [made("iid", "lgrawa", worse), made("noisy_3", "lgrawa", better)]
-    cells += [made("iid", "lgrawa_floor1", base), made("noisy_3", "lgrawa_floor1", better, [v + 0.01 for v in better])]
-    averaging, floor, consensus = decisions(compared(cells))
-    assert "harms in iid, helps in noisy_3; the rule says lgrawa_floor1 (not run everywhere" in averaging
-    assert floor.startswith("floor: the rule says 1 ")
+    cells = [made(name, "uniform", BASE) for name in ("iid", "noisy_3")]
+    cells += [made("iid", "lgrawa", WORSE), made("noisy_3", "lgrawa", BETTER)]
+    last = [value + 0.01 for value in BETTER]
+    cells += [made("iid", "lgrawa_floor1", BASE), made("noisy_3", "lgrawa_floor1", BETTER, last)]
+    cells += [made("noisy_3", "mediancap", BETTER)]
+
+    def said(cells: list[dict[str, Any]], **others: list[dict[str, Any]]) -> list[str]:
+        of = {"mlp": cells} | others
+        return decisions({name: compared(TASKS[name], with_tuning(own)) for name, own in of.items()})
+
+    averaging, floor, consensus = said(cells)
+    assert "the rule says lgrawa_floor1 (no candidate, for not run everywhere: mediancap" in averaging
+    assert "lgrawa: harms in iid; helps in noisy_3; mean 0.0." in averaging
+    assert floor.startswith("floor: the rule says 1 (0 harms in 1")
     assert 'the rule says "last"' in consensus
-    kept = decisions(compared([one for one in cells if (one["arm"], one["condition"]) != ("lgrawa", "iid")]))
-    assert kept[0].endswith("it stays.")
-    assert Difference.of(worse, base).harms and Difference.of(better, base).helps
-    assert not Difference.of([value + 0.001 for value in base], base).helps  # sure, but a tenth of a point
+    kept = said([one for one in cells if one["condition"] == "noisy_3"])
+    assert kept[0].startswith("averaging: the rule says lgrawa ")
+    # Harm in a condition of another model is harm.
+    arms = {"uniform": BASE, "lgrawa": WORSE, "lgrawa_floor1": WORSE}
+    averaging, *_ = said(cells, convolutions=[made("skew_0.1", *one, BASE) for one in arms.items()])
+    assert "the rule says uniform" in averaging and "lgrawa_floor1: harms in skew_0.1 (convolutions)" in averaging
 
 
-ARGUMENTS = ["--rounds", "1", "--splits", "1", "--conditions", "spike", "half_speed", "--arms", "uniform", "oracle"]
+def test_an_arm_is_compared_at_its_own_rate_alone() -> None:
+    cells = [made("iid", "uniform", BASE), made("iid", "lgrawa", WORSE), made("iid", "lgrawa", BETTER, lr=0.2)]
+    tuning = [made("iid", "lgrawa", [0.1 * lr], lr=lr, split=TUNING_SPLIT) for lr in (0.2, 0.3)]
+    row = next(row for row in compared(TASKS["mlp"], with_tuning(cells)) if row.arm == "lgrawa")
+    assert row.lr == 0.1 and row.to_uniform is not None and row.to_uniform.harms
+    cells = with_tuning(cells[:1]) + cells[1:] + tuning + with_tuning(cells[1:2])[1:3]
+    row = next(row for row in compared(TASKS["mlp"], cells) if row.arm == "lgrawa")
+    assert row.lr == 0.1
+
+
+def test_harm_and_help_as_defined() -> None:
+    assert Difference.of(WORSE, BASE).harms and Difference.of(BETTER, BASE).helps
+    assert not Difference.of([value + 0.001 for value in BASE], BASE).helps  # sure, but a tenth of a point
+    assert not Difference.of(BETTER[:5], BASE[:5]).helps  # five signs are too few: p is 2/32
+    assert not Difference.of(WORSE, BASE, least=3.0).harms
+
+
+ARGUMENTS = ["--rounds", "1", "--models", "mlp", "--splits", "1", "--conditions", "spike", "half_speed"]
 
 
 def test_a_run_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(when_weights_help, "RATES", (0.03, 0.1))
-    path = tmp_path / "results.json"
-    when_weights_help.main([*ARGUMENTS, "--json", str(path), "--minutes", "0"])
+    monkeypatch.setitem(TASKS, "mlp", replace(TASKS["mlp"], rates=(0.03, 0.1), first=0))
+    path, arguments = (
+        tmp_path / "when_weights_help.json",
+        [*ARGUMENTS, "--out", str(tmp_path), "--arms", "uniform", "oracle"],
+    )
+    when_weights_help.main([*arguments, "--minutes", "0"])
     assert "Cells are missing" in capsys.readouterr().out
-    ran: list[tuple[str, str]] = []
+    ran: list[Key] = []
     usual = cell.run
-    monkeypatch.setattr(cell, "run", lambda *key: (ran.append(key[:2]), usual(*key))[1])
-    when_weights_help.main([*ARGUMENTS, "--json", str(path)])
-    # Tuning was done; the oracle has nothing to drop at half speed.
-    assert ran == [("spike", "uniform"), ("half_speed", "uniform"), ("spike", "oracle")]
+    monkeypatch.setattr(cell, "run", lambda task, key, seeds: (ran.append(key), usual(task, key, seeds))[1])
+    when_weights_help.main(arguments)
+    # Half speed borrows the rate of "iid"; the oracle has nothing to drop at half speed.
+    tuned = [("iid", "uniform")] * 2 + [("spike", "uniform")] * 2 + [("spike", "oracle")] * 2
+    assert sorted((key.condition, key.arm) for key in ran if key.split == TUNING_SPLIT) == sorted(tuned)
+    measured = [(key.condition, key.arm) for key in ran if key.split == 0]
+    assert sorted(measured) == [("half_speed", "uniform"), ("spike", "oracle"), ("spike", "uniform")]
     told = capsys.readouterr().out
-    assert "averaging: lgrawa has not run." in told and "| oracle | " in told
+    assert "averaging: lgrawa has not run everywhere." in told and "| oracle | " in told
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = path.read_text()
-    when_weights_help.main([*ARGUMENTS, "--json", str(path)])
-    assert len(ran) == 3 and path.read_text() == before
+    when_weights_help.main(arguments)
+    assert len(ran) == 9 and path.read_text() == before
     oracle = next(one for one in json.loads(before)["cells"] if one["arm"] == "oracle")
     assert oracle["effective"] == pytest.approx([7.0] * 5)
-    with pytest.raises(ValueError, match="name another --json"):
+    with pytest.raises(ValueError, match="name another"):
         Store(path, {"model": "other"})
 
 
 def test_arms_without_the_control_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        when_weights_help.main(["--arms", "lgrawa"])
+        when_weights_help.main(["--models", "mlp", "--arms", "lgrawa"])
     assert "--arms must have uniform among them" in capsys.readouterr().err
+
+
+SMALL = replace(TASKS["logistic"], rounds=2)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_trains(arm: str) -> None:
     condition = next(name for name in ("spike", "half_speed") if ARMS[arm].runs_in(conditions.CONDITIONS[name]))
-    found = cell.run(condition, arm, 97, cell.Training(model="logistic", rounds=4, period=4, seeds=2, lr=0.1))
+    found = cell.run(SMALL, Key(condition, arm, 97, 0.1), seeds=2)
     assert all(0.2 < value < 1 for value in found["plain"] + found["center"] + found["worker"])
     is_equal = arm in ("uniform", "uniform_trains")
     assert found["effective"] == pytest.approx([8.0, 8.0]) if is_equal else max(found["effective"]) < 8
+
+
+def test_a_seed_whose_workers_all_diverge_counts_as_chance() -> None:
+    task = replace(SMALL, optimizer=lambda parameters, lr: torch.optim.SGD(parameters, lr=1e38))
+    found = cell.run(task, Key("iid", "uniform", 97, 0.1), seeds=1)
+    assert found["diverged"] and found["plain"] == [0.1]
+
+
+def test_a_model_of_text_trains() -> None:
+    found = cell.run(replace(TASKS["text"], rounds=1), Key("skew", "loss_heldout", 97, 0.01), seeds=1)
+    # After 32 steps it does better than one that knows no more than how many characters there are, ln 128 = 4.85.
+    assert -4.0 < found["plain"][0] < -2.0 and found["center"][0] != found["plain"][0]
