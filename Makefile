@@ -9,8 +9,8 @@ CSRC = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*
 NP ?= 2 4
 JOBS ?= 2
 TRANSPORT ?= horovod torch
-# In a launch of its own: after hundreds of other tests in one job, Horovod's making of process sets has hung (Gloo's
-# limit, then Aborted on all ranks), once in ten runs or so; in a fresh job never.
+# In a launch of its own, for no other file makes so many process sets: two runs of a whole job ended as they were made.
+# CONTRIBUTING.md, "Process sets", says what is known of it.
 HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
