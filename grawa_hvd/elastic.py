@@ -56,8 +56,8 @@ class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]
             if isinstance(value, torch.nn.Module)
             for tensor in value.parameters()
         )
-        places = torch.zeros(hvd.size(), 2, dtype=torch.float64)
-        places[hvd.rank()] = torch.tensor([steps, finite], dtype=torch.float64)
+        places = torch.zeros(hvd.size(), 2, dtype=torch.float64, device="cpu")
+        places[hvd.rank()] = torch.tensor([steps, finite], dtype=torch.float64, device="cpu")
         steps_of, finite_of = hvd.allreduce(places, op=hvd.Sum, name="grawa.elastic.places").unbind(dim=1)
         if not steps_of.any():
             return [0]

@@ -60,6 +60,13 @@ class Averaged:
     # that says this is stepped on every rank and handles the overflow itself.
     _step_supports_amp_scaling = True
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Refuse to be made otherwise than by `DistributedGrawaOptimizer`: by `type(optimizer)(params)`, or Horovod."""
+        raise TypeError(
+            f"this {self._wrapped.__name__} is distributed, and DistributedGrawaOptimizer alone makes such optimizers: "
+            f"make a plain {self._wrapped.__name__}, and wrap that once"
+        )
+
     def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
                wire: Wire, on_round: OnRound | None, fused: bool) -> None:  # fmt: skip
         """Take over a plain optimizer's parameters and state, which stay shared with it."""
@@ -219,14 +226,16 @@ class Averaged:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a `state_dict` of this class, or of the plain torch optimizer: then the averaging starts afresh."""
         plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
-        groups = [{**group} for group in state_dict["param_groups"]]
-        within = [group.pop(STATE_KEY) for group in groups if STATE_KEY in group]
-        self._wrapped.load_state_dict(self, {**plain, "param_groups": groups})
+        within = []
+        if "param_groups" in plain:  # a class with a state_dict of its own may have none
+            plain["param_groups"] = [{**group} for group in plain["param_groups"]]
+            within = [group.pop(STATE_KEY) for group in plain["param_groups"] if STATE_KEY in group]
+        self._wrapped.load_state_dict(self, plain)
         averaging = state_dict.get(STATE_KEY, next(iter(within), None))
         if averaging is None and self._worker.member.steps:
             warnings.warn(
-                "the loaded state is a plain optimizer's: the averaging starts afresh, without a centre, norm "
-                "estimates or counters",
+                "the loaded state is a plain optimizer's, or from before the first step: the averaging starts afresh, "
+                "without a centre, norm estimates or counters",
                 stacklevel=2,
             )
         self._synchronized, self._should_synchronize = False, True
