@@ -262,7 +262,7 @@ class Worker:
         if self.member.steps == 0 or self.member.replica is None:
             return None
         self._finish_rounds()
-        if self.member.has_other_shapes:
+        if not self.member.is_laid_out:  # parameters have gone or come, or have another shape
             self.member.lay_out()
         return member_state.state_of(self.member, numbers)
 
