@@ -10,8 +10,8 @@ import torch
 from horovod.torch.elastic.state import ModelStateHandler, OptimizerStateHandler
 from torch import Tensor
 
+from grawa_hvd.checkpoint_tools import STATE_KEY
 from grawa_hvd.rounds.member_state import for_another_worker
-from grawa_hvd.wrapper import STATE_KEY
 
 
 class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]

@@ -18,18 +18,13 @@ from grawa_hvd.rounds.meeting import Meeting
 from grawa_hvd.rounds.member import Member, Wrapped
 from grawa_hvd.rounds.moved import Moved
 from grawa_hvd.rounds.observe import take_fresh_gradients
+from grawa_hvd.rounds.pause import CONSENSUS, SCORES, Pause
 from grawa_hvd.rounds.rows import Reason, Rows
 from grawa_hvd.rounds.schedule import Due
 from grawa_hvd.rounds.start import Starter
 from grawa_hvd.rounds.under_way import UnderWay
 from grawa_hvd.settings import Settings
 from grawa_hvd.transport.wire import Wire
-
-CONSENSUS = (
-    "inside consensus(), where the parameters are the mean of the workers, and each worker's own again after it: what "
-    "training does there would be lost. Leave the block first"
-)
-SCORES = "in the scores callable, which is to run forward and backward alone"
 
 
 class Worker:
@@ -56,7 +51,7 @@ class Worker:
         self._starter, self._moved = Starter(self.member, settings), Moved()
         self._generation = wire.transport.generation
         self.arrived = False
-        self._place = ""  # where training must not go on, for messages; empty elsewhere
+        self._pause = Pause()
 
     @property
     def active(self) -> bool:
@@ -115,12 +110,8 @@ class Worker:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """At the first step, after a load and after a new start, meet the other ranks and take a place in the run.
-
-        Raises:
-            RuntimeError: where training must not go on: inside `consensus()`, and in the scores callable.
-        """
-        self._refuse("step")
+        """At the first step, after a load and after a new start, meet the other ranks and take a place in the run."""
+        self._pause.refuse("step")
         self.notice_new_start()
         if self.arrived:
             self._moved.step_begins(self.member.model.first)
@@ -129,7 +120,7 @@ class Worker:
 
     def _arrive(self) -> Due | None:
         """Meet the other ranks, take a place in the run, and part in the round that they are at: that is returned."""
-        with self._within(SCORES):
+        with self._pause(SCORES):
             rows = self._meeting.arrive(self._fresh)
         self.arrived = True
         if not rows.came_for(Reason.ROUND, Reason.ROUND_NOW):
@@ -160,7 +151,7 @@ class Worker:
     @torch.no_grad()
     def round_now(self) -> None:
         """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
-        self._refuse("round_now")
+        self._pause.refuse("round_now")
         self._finish_rounds()
         if not self.active:
             return
@@ -171,7 +162,7 @@ class Worker:
     def _round(self, due: Due) -> None:
         """Exchange rows and start the round that is due; finish it at once, or `overlap` steps later."""
         member, phases = self.member, Phases()
-        with phases("scores"), self._within(SCORES):
+        with phases("scores"), self._pause(SCORES):
             self._meeting.refresh()
             failure = None
             if self._fresh is not None and not due.warm_up:
@@ -222,23 +213,10 @@ class Worker:
             return
         with lasting():
             rows = self._look(reason)
-        with mean_of_workers(self.member, self._settings.buffers, rows):
+        with mean_of_workers(self.member, self._settings.buffers, rows), self._pause(CONSENSUS):
             if get_swap_module_params_on_conversion():
                 self.let_go()
-            with self._within(CONSENSUS):
-                yield
-
-    @contextmanager
-    def _within(self, place: str) -> Iterator[None]:
-        before, self._place = self._place, place
-        try:
             yield
-        finally:
-            self._place = before
-
-    def _refuse(self, call: str) -> None:
-        if self._place:
-            raise RuntimeError(f"optimizer.{call}() was called {self._place}")
 
     def _look(self, reason: Reason) -> Rows:
         """Meet the others with the parameters as no round under way leaves them."""

@@ -120,7 +120,9 @@ class Row:
     def pack(self) -> Tensor:
         """The row as float64 numbers, [K], where the columns are."""
         numbers = [*self.header, *(0.0 if isinstance(value, Tensor) else value for value in self.measured)]
-        packed = torch.cat([send(torch.tensor(numbers, dtype=torch.float64, device="cpu"), self.columns.device), self.columns])
+        packed = torch.cat(
+            [send(torch.tensor(numbers, dtype=torch.float64, device="cpu"), self.columns.device), self.columns]
+        )
         for place, value in enumerate(self.measured, len(Header._fields)):
             if isinstance(value, Tensor):
                 packed[place : place + 1].copy_(value, non_blocking=packed.is_cuda)
@@ -224,7 +226,10 @@ class Rows:
         columns = [
             parts[column] if column in parts else self._columns.new_zeros(self.size, layers) for column in Column
         ]
-        reported = [torch.tensor(self._told(name), dtype=torch.float64, device="cpu") for name in ("loss", "accuracy", "samples")]
+        reported = [
+            torch.tensor(self._told(name), dtype=torch.float64, device="cpu")
+            for name in ("loss", "accuracy", "samples")
+        ]
         observed = Observed(self.usable, *columns, *reported, fragment=fragment)
         return observed if self.usable.all() else observed.without(~self.usable)
 
