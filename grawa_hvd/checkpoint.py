@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from grawa_hvd.checkpoint_tools import STATE_KEY
 from grawa_hvd.rounds.agreement import gather_bytes
 from grawa_hvd.rounds.member_state import for_another_worker
 from grawa_hvd.transport.base import Transport
-from grawa_hvd.wrapper import STATE_KEY
 
 FORMAT = 1
 KINDS: tuple[type[Exception], ...] = (FileNotFoundError, OSError, ValueError, Exception)

@@ -13,6 +13,7 @@ from torch import Tensor
 from grawa_hvd.caller import is_called_by
 
 MODULE = "torch.distributed.checkpoint.state_dict"
+STATE_KEY = "grawa"
 
 
 def make_state(optimizer: Any) -> bool:
@@ -22,9 +23,22 @@ def make_state(optimizer: Any) -> bool:
     return is_called_by("_init_optim_state", MODULE)
 
 
-def take_state() -> bool:
-    """Whether they have called `state_dict`."""
-    return is_called_by("_get_optim_state_dict", MODULE)
+def joined(state: dict[str, Any], averaging: dict[str, Any]) -> dict[str, Any]:
+    """The wrapped optimizer's state_dict with what the averaging keeps: under a key of its own, or where they ask."""
+    if is_called_by("_get_optim_state_dict", MODULE):
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, STATE_KEY: averaging}, *others]}
+    return {**state, STATE_KEY: averaging}
+
+
+def split(state_dict: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The two parts of what `joined` returned; None where the averaging has none, as of a plain optimizer."""
+    state = {key: value for key, value in state_dict.items() if key != STATE_KEY}
+    averaging = [state_dict[STATE_KEY]] if STATE_KEY in state_dict else []
+    if "param_groups" in state:  # a class with a state_dict of its own may have none
+        state["param_groups"] = [{**group} for group in state["param_groups"]]
+        averaging += [group.pop(STATE_KEY) for group in state["param_groups"] if STATE_KEY in group]
+    return state, next(iter(averaging), None)
 
 
 def _is_zero(lr: float | Tensor) -> bool:

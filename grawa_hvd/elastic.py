@@ -10,8 +10,8 @@ import torch
 from horovod.torch.elastic.state import ModelStateHandler, OptimizerStateHandler
 from torch import Tensor
 
+from grawa_hvd.checkpoint_tools import STATE_KEY
 from grawa_hvd.rounds.member_state import for_another_worker
-from grawa_hvd.wrapper import STATE_KEY
 
 
 class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]
@@ -56,8 +56,8 @@ class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]
             if isinstance(value, torch.nn.Module)
             for tensor in value.parameters()
         )
-        places = torch.zeros(hvd.size(), 2, dtype=torch.float64)
-        places[hvd.rank()] = torch.tensor([steps, finite], dtype=torch.float64)
+        places = torch.zeros(hvd.size(), 2, dtype=torch.float64, device="cpu")
+        places[hvd.rank()] = torch.tensor([steps, finite], dtype=torch.float64, device="cpu")
         steps_of, finite_of = hvd.allreduce(places, op=hvd.Sum, name="grawa.elastic.places").unbind(dim=1)
         if not steps_of.any():
             return [0]

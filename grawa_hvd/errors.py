@@ -13,7 +13,7 @@ class AllWorkersDivergedError(RuntimeError):
 
 
 class ScoresError(RuntimeError):
-    """The user's `scores` callable raised on another rank, so the round was abandoned on all of them."""
+    """The user's `scores` or `period` callable raised on another rank, so the round was abandoned on all of them."""
 
 
 class RanksOutOfStepError(RuntimeError):

@@ -41,7 +41,7 @@ class Owned:
                 stacklevel=stacklevel(),
             )
         no_arguments: dict[str, Any] = {}
-        for arguments in (optimizer.defaults, no_arguments):
+        for arguments in (getattr(optimizer, "defaults", no_arguments), no_arguments):
             # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
             # leave the others waiting, and nearly every optimizer's next step fills state that is empty.
             with suppress(Exception):

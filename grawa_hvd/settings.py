@@ -200,7 +200,7 @@ class Settings:
 def _checked_outer(factory: Any) -> str:
     """What ranks compare of an outer optimizer, once the user's function has made one."""
     try:
-        made = factory([torch.nn.Parameter(torch.zeros(1))])
+        made = factory([torch.nn.Parameter(torch.zeros(1, device="cpu"))])
     except Exception as error:
         raise ValueError(
             f"outer_optimizer must return an optimizer of the parameters that it is given, but raised {error!r}"

@@ -18,6 +18,7 @@ from grawa_hvd.rounds.meeting import Meeting
 from grawa_hvd.rounds.member import Member, Wrapped
 from grawa_hvd.rounds.moved import Moved
 from grawa_hvd.rounds.observe import take_fresh_gradients
+from grawa_hvd.rounds.pause import CONSENSUS, SCORES, Pause
 from grawa_hvd.rounds.rows import Reason, Rows
 from grawa_hvd.rounds.schedule import Due
 from grawa_hvd.rounds.start import Starter
@@ -50,6 +51,7 @@ class Worker:
         self._starter, self._moved = Starter(self.member, settings), Moved()
         self._generation = wire.transport.generation
         self.arrived = False
+        self._pause = Pause()
 
     @property
     def active(self) -> bool:
@@ -109,6 +111,7 @@ class Worker:
     @torch.no_grad()
     def before_step(self) -> None:
         """At the first step, after a load and after a new start, meet the other ranks and take a place in the run."""
+        self._pause.refuse("step")
         self.notice_new_start()
         if self.arrived:
             self._moved.step_begins(self.member.model.first)
@@ -117,7 +120,8 @@ class Worker:
 
     def _arrive(self) -> Due | None:
         """Meet the other ranks, take a place in the run, and part in the round that they are at: that is returned."""
-        rows = self._meeting.arrive(self._fresh)
+        with self._pause(SCORES):
+            rows = self._meeting.arrive(self._fresh)
         self.arrived = True
         if not rows.came_for(Reason.ROUND, Reason.ROUND_NOW):
             return None
@@ -147,6 +151,7 @@ class Worker:
     @torch.no_grad()
     def round_now(self) -> None:
         """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
+        self._pause.refuse("round_now")
         self._finish_rounds()
         if not self.active:
             return
@@ -157,7 +162,7 @@ class Worker:
     def _round(self, due: Due) -> None:
         """Exchange rows and start the round that is due; finish it at once, or `overlap` steps later."""
         member, phases = self.member, Phases()
-        with phases("scores"):
+        with phases("scores"), self._pause(SCORES):
             self._meeting.refresh()
             failure = None
             if self._fresh is not None and not due.warm_up:
@@ -208,7 +213,7 @@ class Worker:
             return
         with lasting():
             rows = self._look(reason)
-        with mean_of_workers(self.member, self._settings.buffers, rows):
+        with mean_of_workers(self.member, self._settings.buffers, rows), self._pause(CONSENSUS):
             if get_swap_module_params_on_conversion():
                 self.let_go()
             yield
@@ -235,7 +240,7 @@ class Worker:
         if self.member.steps == 0 or self.member.replica is None:
             return None
         self._finish_rounds()
-        if self.member.has_other_shapes:
+        if not self.member.is_laid_out:  # parameters have gone or come, or have another shape
             self.member.lay_out()
         return member_state.state_of(self.member, numbers)
 

@@ -26,7 +26,6 @@ from grawa_hvd.worker import Worker
 # count and communicate on some ranks only, if the wrapper's class says it is of this module, and takes the class right
 # above it for the wrapped one.
 HOROVOD_MODULE = "horovod.torch.optimizer"
-STATE_KEY = "grawa"
 
 
 @functools.cache
@@ -59,6 +58,13 @@ class Averaged:
     # GradScaler would leave out the step on a rank whose gradients overflowed, and on that rank alone; an optimizer
     # that says this is stepped on every rank and handles the overflow itself.
     _step_supports_amp_scaling = True
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """Refuse to be made otherwise than by `DistributedGrawaOptimizer`: by `type(optimizer)(params)`, or Horovod."""
+        raise TypeError(
+            f"this {self._wrapped.__name__} is distributed, and DistributedGrawaOptimizer alone makes such optimizers: "
+            f"make a plain {self._wrapped.__name__}, and wrap that once"
+        )
 
     def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
                wire: Wire, on_round: OnRound | None, fused: bool) -> None:  # fmt: skip
@@ -115,7 +121,8 @@ class Averaged:
             arguments, named: those of the wrapped optimizer's `step`, as a closure.
 
         Raises:
-            RuntimeError: while a CUDA graph is captured, if there are other workers: replays would not count.
+            RuntimeError: with other workers, while a CUDA graph is captured, whose replays would not count, inside
+                `consensus()`, and in the scores callable.
         """
         if self._synchronized and self._should_synchronize:
             warnings.warn(
@@ -209,24 +216,16 @@ class Averaged:
         """The wrapped optimizer's, and under the key "grawa" what a bitwise continuation of the averaging needs."""
         state: dict[str, Any] = self._wrapped.state_dict(self)
         averaging = self._worker.state_dict(self._numbers())
-        if averaging is None:
-            return state
-        if checkpoint_tools.take_state():
-            first, *others = state["param_groups"]
-            return {**state, "param_groups": [{**first, STATE_KEY: averaging}, *others]}
-        return {**state, STATE_KEY: averaging}
+        return state if averaging is None else checkpoint_tools.joined(state, averaging)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a `state_dict` of this class, or of the plain torch optimizer: then the averaging starts afresh."""
-        plain = {key: value for key, value in state_dict.items() if key != STATE_KEY}
-        groups = [{**group} for group in state_dict["param_groups"]]
-        within = [group.pop(STATE_KEY) for group in groups if STATE_KEY in group]
-        self._wrapped.load_state_dict(self, {**plain, "param_groups": groups})
-        averaging = state_dict.get(STATE_KEY, next(iter(within), None))
+        plain, averaging = checkpoint_tools.split(state_dict)
+        self._wrapped.load_state_dict(self, plain)
         if averaging is None and self._worker.member.steps:
             warnings.warn(
-                "the loaded state is a plain optimizer's: the averaging starts afresh, without a centre, norm "
-                "estimates or counters",
+                "the loaded state is a plain optimizer's, or from before the first step: the averaging starts afresh, "
+                "without a centre, norm estimates or counters",
                 stacklevel=2,
             )
         self._synchronized, self._should_synchronize = False, True

@@ -91,5 +91,5 @@ def among(matrix: Tensor, usable: Tensor) -> Tensor:
     has_neighbors = total > 0
     healing = off_diagonal / torch.where(has_neighbors, total, 1.0)[:, None]
     usual = off_diagonal + (1 - total).diag()
-    alone = torch.eye(len(matrix), dtype=matrix.dtype)
+    alone = torch.eye(len(matrix), dtype=matrix.dtype, device="cpu")
     return torch.where(usable[:, None], usual, torch.where(has_neighbors[:, None], healing, alone))

@@ -49,7 +49,7 @@ class EDiT(Scored):
 
     def init(self, workers: int, layers: int) -> Tensor:
         """Mean, variance, and rounds so far, of each worker's d: zeros, [3, M, L]."""
-        return torch.zeros(3, workers, layers, dtype=torch.float64)
+        return torch.zeros(3, workers, layers, dtype=torch.float64, device="cpu")
 
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
         """See `Mix`; what is remembered is what `init` says."""

@@ -35,7 +35,7 @@ class LSGD(Scored):
 
     def init(self, workers: int, layers: int) -> Tensor:
         """No losses yet: [window, M], NaN."""
-        return torch.full((self.window, workers), torch.nan, dtype=torch.float64)
+        return torch.full((self.window, workers), torch.nan, dtype=torch.float64, device="cpu")
 
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
         """See `Mix`; what is remembered are the losses of the last rounds, [window, M], the newest last."""

@@ -72,7 +72,7 @@ class Observed:
 
     def in_layers(self, layers: list[int]) -> Observed:
         """The same with displacements 0 in other layers than some, which a fragment's round averages."""
-        others = torch.ones(self.displacements.shape[1], dtype=torch.bool)
+        others = torch.ones(self.displacements.shape[1], dtype=torch.bool, device="cpu")
         others[layers] = False
         displacements = torch.where(others & self.usable[:, None], 0.0, self.displacements)
         return replace(self, displacements=displacements)

@@ -1,6 +1,7 @@
 """Elements that were infinite when training began, as −inf of forbidden transitions: they stay, and nothing diverged.
 
-Such an element has no difference from a centre. It counts as 0 while the workers average, and is then put back.
+So are NaN in a parameter without a gradient: memory that a model has, never filled and never uses. Such an element has
+no difference from a centre. It counts as 0 while the workers average, and is then put back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Holes:
         self._of: dict[Tensor, tuple[Tensor, Tensor]] = {}  # parameter → where, and what
         finite = [] if norms is None else read(norms).isfinite().tolist()
         for parameter in (parameter for parameter, is_finite in zip(parameters, finite, strict=False) if not is_finite):
-            where = parameter.detach().isinf()
+            where = parameter.isinf() if parameter.grad is not None else parameter.isfinite().logical_not_()
             if where.any():
                 self._of[parameter] = (where, parameter.detach().clone())
 
@@ -42,7 +43,8 @@ class Holes:
 
     def describe(self, names: dict[Tensor, str]) -> list[str]:
         """A line each: what ranks must agree on."""
-        return [f"{names[p]}: {int(where.sum())} infinite elements" for p, (where, _) in self._of.items()]
+        counts = {p: int(values.isinf().sum()) for p, (_, values) in self._of.items()}
+        return [f"{names[p]}: {number} infinite elements" for p, number in counts.items() if number]
 
     @contextmanager
     def filled(self) -> Iterator[None]:
@@ -62,7 +64,8 @@ class Holes:
         with untold(self._of):
             for parameter, (where, values) in self._of.items():
                 where.logical_and_(parameter.isfinite().logical_not_())
-                parameter.masked_fill_(where & (parameter == values), 0.0)
+                same = (parameter == values) | (parameter.isnan() & values.isnan())
+                parameter.masked_fill_(where & same, 0.0)
 
     @torch.no_grad()
     def _put_back(self) -> None:

@@ -30,7 +30,7 @@ class Bucket:
         self.table = ops.LayerTable(self.parameters)
         # As they are now: buffers keep them when a parameter changes its shape.
         self.sizes = [parameter.size() for parameter in self.parameters]
-        self.indices = send(torch.tensor(members), self.parameters[0].device)
+        self.indices = send(torch.tensor(members, device="cpu"), self.parameters[0].device)
         self.name = name
 
     def new_buffer(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -119,11 +119,11 @@ class Layout:
 
     def numbers(self, values: Sequence[float]) -> Tensor:
         """Some numbers, float64, where the parameters are."""
-        return send(torch.tensor(values, dtype=torch.float64), self.device)
+        return send(torch.tensor(values, dtype=torch.float64, device="cpu"), self.device)
 
     def indices(self, values: Sequence[int]) -> Tensor:
         """Numbers of layers or parameters, int64, where the parameters are."""
-        return send(torch.tensor(values, dtype=torch.int64), self.device)
+        return send(torch.tensor(values, dtype=torch.int64, device="cpu"), self.device)
 
     def describe(self) -> list[str]:
         """The device and a line a parameter: all that ranks must agree on."""

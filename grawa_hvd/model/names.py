@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable
+from itertools import chain, count
 from typing import Any
 
 from torch import Tensor
@@ -152,8 +153,15 @@ class OwnedNames:
         owned = [parameter for group in groups for parameter in group["params"]]
         sizes = [len(group["params"]) for group in groups]
         if sizes != self._sizes or not all(map(operator.is_, owned, self._owned)):
-            added = {p: name for p, name in unnamed(groups) if p not in self._given}
-            known, is_owned = {**self._given, **added}, set(owned)
-            self._owned, self._sizes = owned, sizes
-            self._names = {p: name for p, name in known.items() if p in is_owned}
+            is_owned = set(owned)
+            names = {p: name for p, name in {**self._given, **self._names}.items() if p in is_owned}
+            for parameter, name in unnamed(groups):
+                if parameter not in names:
+                    names[parameter] = _free(name, set(names.values()))
+            self._owned, self._sizes, self._names = owned, sizes, names
         return self._names
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """This name, or one like it: a parameter that moved up in its group has kept the name of its former place."""
+    return next(free for free in chain([name], (f"{name}.{number}" for number in count(1))) if free not in taken)

@@ -39,7 +39,7 @@ def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         # The dispatcher chooses a kernel by the tensors it is given.
-        return torch.empty(0)
+        return torch.empty(0, device="cpu")
     norms: Tensor = torch.ops.grawa.layer_norms(tensors)
     return norms
 

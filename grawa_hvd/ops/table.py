@@ -31,7 +31,7 @@ class LayerTable:
         self._numel = sum(param.numel() for param in self._params)
         self._device: torch.device | None = None
         self._compiled = self._compile()
-        self._grad_norms = torch.empty(0)
+        self._grad_norms = torch.empty(0, device="cpu")
 
     @property
     def numel(self) -> int:
@@ -68,7 +68,7 @@ class LayerTable:
         if compiled is not None:
             return compiled.norms()
         if not self._params:
-            return torch.empty(0)
+            return torch.empty(0, dtype=torch.float32, device="cpu")
         norms: Tensor = torch.ops.grawa.layer_norms(self._params)
         return norms
 

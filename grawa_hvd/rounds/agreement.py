@@ -35,10 +35,10 @@ def gather_bytes(payload: bytes, transport: Transport, name: str) -> list[bytes]
     Each worker fills its own row of a matrix of zeros, and the matrices are summed: while a rank has joined, Horovod
     can only allreduce.
     """
-    lengths = torch.zeros(transport.size, dtype=torch.float64)
+    lengths = torch.zeros(transport.size, dtype=torch.float64, device="cpu")
     lengths[transport.rank] = len(payload)
     transport.sum_(lengths, f"{name}.lengths").wait()
-    rows = torch.zeros(transport.size, int(lengths.max()), dtype=torch.float64)
+    rows = torch.zeros(transport.size, int(lengths.max()), dtype=torch.float64, device="cpu")
     rows[transport.rank, : len(payload)] = torch.frombuffer(bytearray(payload or b"\0"), dtype=torch.uint8)[
         : len(payload)
     ]

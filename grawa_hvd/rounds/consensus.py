@@ -31,7 +31,7 @@ def shares(weights: Tensor | None, size: int, finite: Sequence[int]) -> Tensor:
         finite: the workers that have not diverged, one at least. The others count for nothing, and where all weight
             was theirs, these count alike.
     """
-    counted = torch.zeros(size, 1, dtype=torch.float64)
+    counted = torch.zeros(size, 1, dtype=torch.float64, device="cpu")
     counted[list(finite)] = 1.0
     left = counted if weights is None else counted * weights
     total = left.sum(dim=0)

@@ -119,7 +119,9 @@ def check(rows: Rows, failure: Exception | None, transport: Transport) -> None:
         raise failure
     failed = [rank for rank, header in rows.header.items() if header.failed]
     if failed:
-        raise ScoresError(f"the scores callable raised on {transport.label(failed)}; the round was abandoned on all")
+        raise ScoresError(
+            f"the scores or period callable raised on {transport.label(failed)}; the round was abandoned on all"
+        )
     _check_reasons(rows, transport)
     _check_states(rows, transport)
     _check_loads(rows, transport)

@@ -187,8 +187,10 @@ class Member:
         if fragment is not None:
             before = self.weights
             if before is None:
-                before = torch.full((len(weights), len(layout.layer_names)), 1 / len(weights), dtype=weights.dtype)
-            weights = before.index_copy(1, torch.tensor(layout.layers_of[fragment]), weights)
+                before = torch.full(
+                    (len(weights), len(layout.layer_names)), 1 / len(weights), dtype=weights.dtype, device="cpu"
+                )
+            weights = before.index_copy(1, torch.tensor(layout.layers_of[fragment], device="cpu"), weights)
         self.weights = weights
 
     def forget_center(self) -> None:

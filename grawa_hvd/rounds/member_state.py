@@ -65,7 +65,7 @@ def for_another_worker(state: dict[str, Any]) -> dict[str, Any]:
         state: of this version.
     """
     kept = {number: {k: v for k, v in own.items() if k != "residual"} for number, own in state["state"].items()}
-    estimates = {"layers": [], "sums": torch.zeros(0), "counts": torch.zeros(0)}
+    estimates = {"layers": [], "sums": torch.zeros(0, device="cpu"), "counts": torch.zeros(0, device="cpu")}
     return {**state, "state": kept, "estimates": estimates, "reported": Reported().state()}
 
 

@@ -40,7 +40,7 @@ class Neighbors:
         links = Links([row.nonzero().flatten().tolist() for row in counts], complete=not absent)
         own, sources = shares.weights[shares.own], links.sources[shares.own]
         if shares.own in absent:  # it follows the others, and stays what it is
-            own = torch.zeros_like(own).index_fill(0, torch.tensor(shares.own), 1.0)
+            own = torch.zeros_like(own).index_fill(0, torch.tensor(shares.own, device="cpu"), 1.0)
         weights = own[[shares.own, *sources]].expand(-1, len(self._layout.layer_names))
         return partial(self.start, weights[:, self._layer_of], links)
 
@@ -54,7 +54,7 @@ class Neighbors:
         """
         bucket, center = self._layout.buckets[number], self._center.buffers[number]
         own = torch.empty_like(center)
-        bucket.table.pack(torch.ones(len(bucket.members), device=own.device), own)
+        bucket.table.pack(torch.ones(len(bucket.members), device=own.device, dtype=torch.float32), own)
         gathering = self._transport.gather_neighbors(own, links, bucket.name)
         return Incoming(number, _Mixed(bucket, center, own, weights[:, bucket.members], gathering), None)
 

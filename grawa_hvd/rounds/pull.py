@@ -117,7 +117,9 @@ class Snapshot:
         self._flat = {number: layout.buckets[number].new_buffer() for number in buckets}
         for number, buffer in self._flat.items():
             table = layout.buckets[number].table
-            table.pack(torch.ones(len(layout.buckets[number].members), device=buffer.device), buffer)
+            table.pack(
+                torch.ones(len(layout.buckets[number].members), device=buffer.device, dtype=torch.float32), buffer
+            )
 
     def pull_bucket_(self, number: int, strength: float | Tensor) -> Tensor:
         """x ← x + strength·(c − x_t) for one bucket, whose snapshot is used up; returns ‖c − x_t‖, float64, [1]."""

@@ -47,7 +47,7 @@ class Replica:
         self._built_from = _membership(trained)
         layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
         self.layout = layout
-        self.first = layout.parameters[0] if layout.parameters else torch.empty(0)
+        self.first = layout.parameters[0] if layout.parameters else torch.empty(0, device="cpu")
         self.rooms = self._new_rooms()
         self._plain_rooms: dict[str, Rooms] = {}
         self.estimate = NormEstimate(len(layout.layer_names), settings.source.decay, layout.device)

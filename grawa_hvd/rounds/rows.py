@@ -120,7 +120,9 @@ class Row:
     def pack(self) -> Tensor:
         """The row as float64 numbers, [K], where the columns are."""
         numbers = [*self.header, *(0.0 if isinstance(value, Tensor) else value for value in self.measured)]
-        packed = torch.cat([send(torch.tensor(numbers, dtype=torch.float64), self.columns.device), self.columns])
+        packed = torch.cat(
+            [send(torch.tensor(numbers, dtype=torch.float64, device="cpu"), self.columns.device), self.columns]
+        )
         for place, value in enumerate(self.measured, len(Header._fields)):
             if isinstance(value, Tensor):
                 packed[place : place + 1].copy_(value, non_blocking=packed.is_cuda)
@@ -149,7 +151,7 @@ class Rows:
         self._measured = dict(zip(Measured._fields, map(list, measured), strict=True))
         self._columns = matrix[:, BEFORE_COLUMNS:]
         self.finite = [rank for rank, finite in enumerate(self._measured["finite"]) if finite]
-        self.usable = torch.tensor([finite == 1 for finite in self._measured["finite"]])
+        self.usable = torch.tensor([finite == 1 for finite in self._measured["finite"]], device="cpu")
         self.usable &= self._columns.isfinite().all(dim=1)
         self.distances = self._told("distance")
 
@@ -209,7 +211,7 @@ class Rows:
     @property
     def losses(self) -> Tensor:
         """Mean loss that each worker reported, [M]; NaN where none was, as of a rank that is absent."""
-        return torch.tensor(self._told("loss"), dtype=torch.float64)
+        return torch.tensor(self._told("loss"), dtype=torch.float64, device="cpu")
 
     def observed(self, layers: int, needs: frozenset[Column], fragment: int = 0) -> Observed:
         """A policy's input; NaN in the rows of workers that are left out.
@@ -224,7 +226,10 @@ class Rows:
         columns = [
             parts[column] if column in parts else self._columns.new_zeros(self.size, layers) for column in Column
         ]
-        reported = [torch.tensor(self._told(name), dtype=torch.float64) for name in ("loss", "accuracy", "samples")]
+        reported = [
+            torch.tensor(self._told(name), dtype=torch.float64, device="cpu")
+            for name in ("loss", "accuracy", "samples")
+        ]
         observed = Observed(self.usable, *columns, *reported, fragment=fragment)
         return observed if self.usable.all() else observed.without(~self.usable)
 

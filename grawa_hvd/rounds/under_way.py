@@ -78,10 +78,10 @@ class UnderWay:
                 self._heal(round_)
             elif round_.resets_state:
                 member.wrapped.reset_state()
-            if not round_.within_host:
-                member.distance, self.last_report = distance, report
-            if self._on_round is not None:
-                self._on_round(report)
+        if not round_.within_host:
+            member.distance, self.last_report = distance, report
+        if self._on_round is not None:
+            self._on_round(report)
 
     def _heal(self, round_: Round) -> None:
         """Forget what this worker knew when it diverged; the round has set it to the centre."""

@@ -33,7 +33,7 @@ class FusedStep:
         self._params: list[Tensor] = []
         self._table: ops.StepTable | None = None
         self._targets: tuple[Layout, Center, int] | None = None
-        self._norms = torch.empty(0)
+        self._norms = torch.empty(0, device="cpu")
 
     def step(
         self, optimizer: Any, names: dict[Tensor, str], rooms: Rooms, pull: float, with_norms: bool

@@ -47,7 +47,8 @@ def warn_of_plain_steps(plain: torch.optim.Optimizer, wrapper: Any) -> None:
                 stacklevel=stacklevel(),
             )
 
-    plain.register_step_post_hook(after_step)
+    if hasattr(plain, "_optimizer_step_post_hooks"):  # some classes never call Optimizer.__init__, and have no hooks
+        plain.register_step_post_hook(after_step)
 
 
 def watched_methods(wrapped: type[torch.optim.Optimizer]) -> dict[str, Callable[..., Any]]:

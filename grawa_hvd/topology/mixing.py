@@ -26,7 +26,7 @@ def adjacency(graph: Any) -> Tensor:
     size = len(graph.nodes)
     if set(graph.nodes) != set(range(size)) or graph.is_directed():
         raise ValueError(f"graph must be undirected, with nodes 0 to {size - 1}, but is {graph} of {list(graph)[:5]} …")
-    edges = torch.zeros(size, size, dtype=torch.float64)
+    edges = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     for one, other, *_ in graph.edges:
         if one != other:
             edges[one, other] = edges[other, one] = 1.0
@@ -59,7 +59,7 @@ def laplacian(graph: Any) -> Tensor:
     """
     edges = adjacency(graph)
     if len(edges) == 1:
-        return torch.ones(1, 1, dtype=torch.float64)
+        return torch.ones(1, 1, dtype=torch.float64, device="cpu")
     eigenvalues = torch.linalg.eigvalsh(edges.sum(dim=0).diag() - edges)
     return _with_rest_on_diagonal(edges * (2 / (eigenvalues[1] + eigenvalues[-1])))
 
@@ -79,7 +79,7 @@ def mixing_matrix(graph: Any, weights: Any = "metropolis") -> Tensor:
         if weights not in ("metropolis", "laplacian"):
             raise ValueError(f'weights must be "metropolis", "laplacian" or a matrix, but is {weights!r}')
         return metropolis(graph) if weights == "metropolis" else laplacian(graph)
-    edges, matrix = adjacency(graph), torch.as_tensor(weights, dtype=torch.float64)
+    edges, matrix = adjacency(graph), torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if matrix.shape != edges.shape:
         raise ValueError(f"weights must have shape {list(edges.shape)} for this graph, but has {list(matrix.shape)}")
     off_diagonal = matrix - matrix.diag().diag()
@@ -113,7 +113,7 @@ def _with_rest_on_diagonal(off_diagonal: Tensor) -> Tensor:
 
 
 def _check_connected(edges: Tensor) -> None:
-    reached = torch.zeros(len(edges), dtype=torch.float64)
+    reached = torch.zeros(len(edges), dtype=torch.float64, device="cpu")
     reached[:1] = 1.0
     for _ in range(len(edges)):
         further = ((edges @ reached + reached) > 0).double()

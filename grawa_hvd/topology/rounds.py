@@ -86,7 +86,7 @@ class OnePeerExponential:
 
     def matrix(self, workers: int, number: int) -> Tensor:
         """See `Topology`."""
-        own = torch.eye(workers, dtype=torch.float64)
+        own = torch.eye(workers, dtype=torch.float64, device="cpu")
         distance = 2 ** (number % max(1, (workers - 1).bit_length()))
         return (own + own.roll(distance, dims=0)) / 2
 
@@ -116,7 +116,7 @@ class RandomPairs:
         order = list(range(workers))
         # Seeded by a text, which Python hashes alike in every process and version.
         random.Random(f"{self.seed} {number}").shuffle(order)
-        matrix = torch.eye(workers, dtype=torch.float64)
+        matrix = torch.eye(workers, dtype=torch.float64, device="cpu")
         for one, other in zip(order[::2], order[1::2], strict=False):
             matrix[one, [one, other]] = matrix[other, [one, other]] = 0.5
         return matrix

@@ -230,7 +230,7 @@ class _Alltoall:
     def __init__(self, buffer: Tensor, links: Links, rank: int, name: str, process_set: Any) -> None:
         self._dtype, self._shape = buffer.dtype, (len(links.sources[rank]), buffer.numel())
         targets = links.targets(rank)
-        splits = torch.zeros(len(links.sources), dtype=torch.int32)
+        splits = torch.zeros(len(links.sources), dtype=torch.int32, device="cpu")
         splits[targets] = buffer.numel()
         # Horovod refuses bfloat16, whose bits travel as well as integers: nothing is added.
         wire = buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer

@@ -157,6 +157,13 @@ def test_an_optimizer_that_is_distributed_already_is_refused(distribute: str) ->
         DistributedGrawaOptimizer(distributed)
 
 
+@pytest.mark.horovod
+def test_horovod_s_optimizer_is_not_made_of_this_one() -> None:
+    model = mlp()
+    with pytest.raises(TypeError, match=r"this SGD is distributed, .* make a plain SGD, and wrap that once"):
+        hvd.DistributedOptimizer(wrap(model), named_parameters=model.named_parameters())
+
+
 def test_num_groups_is_deprecated_and_means_groups() -> None:
     model = mlp()
     with pytest.warns(DeprecationWarning, match="num_groups"):

@@ -218,3 +218,54 @@ def test_variances_are_those_beside_their_means() -> None:
     assert {buffers.names[v]: buffers.names[m] for v, m in buffers.variances.items()} == {
         "0.running_var": "0.running_mean", "2.running_var": "2.running_mean",
     }  # fmt: skip
+
+
+REPLACED = {
+    "cast": lambda model: model.double(),
+    "assigned": lambda model: model.norm.__setattr__("running_mean", model.norm.running_mean.clone()),
+    "loaded": lambda model: model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True),
+}
+
+
+@pytest.mark.parametrize("replaced", REPLACED)
+def test_buffers_are_those_that_the_model_has_at_the_round(replaced: str) -> None:
+    def work(transport: LocalTransport) -> tuple[Tensor, Tensor]:
+        model, optimizer = trained(transport, torch.optim.SGD, buffers="model")
+        parameters = [*model.parameters()]
+        REPLACED[replaced](model)
+        optimizer.param_groups[0]["params"][:] = parameters if replaced != "loaded" else [*model.parameters()]
+        model(batch(transport.rank).to(model.linear.weight.dtype)).square().sum().backward()
+        optimizer.step()
+        return model.norm.running_mean, model.norm.running_var
+
+    first, *others = run_workers(WORKERS, work)
+    for other in others:
+        assert all(map(torch.equal, first, other))
+
+
+UNWRITABLE = {
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "sparse by rows": lambda: torch.eye(3).to_sparse_csr(),
+    "expanded": lambda: torch.ones(1, 1).expand(3, 3),
+    "without data": lambda: torch.ones(3, device="meta"),
+    "of inference": lambda: torch.inference_mode()(torch.ones)(3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("kind", UNWRITABLE)
+def test_buffers_that_training_cannot_write_to_are_left_alone(kind: str) -> None:
+    def work(transport: LocalTransport) -> None:
+        model = Net()
+        model.register_buffer("constant", UNWRITABLE[kind]())
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.05), process_group=transport, period=1, buffers=model
+        )
+        model.scale.fill_(float(transport.rank))
+        model(batch(transport.rank)).square().sum().backward()
+        optimizer.step()
+        check_statistics(model)
+        with optimizer.consensus():
+            pass
+
+    run_workers(WORKERS, work)

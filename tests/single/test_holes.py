@@ -118,3 +118,58 @@ def test_workers_that_have_not_the_same_are_told() -> None:
 
     first, second = run_workers(2, work)
     assert first == second
+
+
+def test_on_round_sees_them_as_they_are() -> None:
+    def work(transport: LocalTransport) -> list[float]:
+        model, seen = Chain(), []
+        optimizer = wrap(model, transport, on_round=lambda _: seen.append(model.transitions[0, 0].item()))
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(1.0).backward()
+            optimizer.step()
+        return seen
+
+    assert run_workers(2, work) == [[-torch.inf]] * 2
+
+
+class WithUnused(Chain):
+    """Has memory that was never filled and is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.full((3,), torch.nan))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_nan_in_a_parameter_that_is_never_used_is_no_divergence(options: dict[str, Any]) -> None:
+    def work(transport: LocalTransport, model: Chain) -> Tensor:
+        optimizer = wrap(model, transport, **options)
+        for step in range(7):
+            optimizer.zero_grad()
+            model(1.0 + transport.rank + step % 2).backward()
+            optimizer.step()
+        if isinstance(model, WithUnused):
+            assert model.unused.isnan().all()
+        with optimizer.consensus():
+            return model.emissions.detach().clone()
+
+    found = run_workers(2, lambda transport: work(transport, WithUnused()))
+    expected = run_workers(2, lambda transport: work(transport, Chain()))
+    if options.get("layers") != "module" and "compression" not in options:
+        assert all(map(torch.equal, found, expected))
+    assert all(emissions.isfinite().all() for emissions in found)
+
+
+def test_nan_where_there_is_a_gradient_is_a_divergence() -> None:
+    def work(transport: LocalTransport) -> None:
+        model = Chain()
+        nn.init.constant_(model.emissions, torch.nan)
+        optimizer = wrap(model, transport, averaging="uniform")
+        with pytest.raises(grawa_hvd.AllWorkersDivergedError):
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(1.0).backward()
+                optimizer.step()
+
+    run_workers(2, work)

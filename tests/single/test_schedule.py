@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+from workers import Learner
+
+import grawa_hvd
 from grawa_hvd.rounds.rows import Progress
 from grawa_hvd.rounds.schedule import Due, Schedule
+from grawa_hvd.transport.local import LocalTransport, run_workers
 
 
 def cycle(schedule: Schedule) -> list[Due | None]:
@@ -84,3 +89,17 @@ def test_a_cycle_has_room_for_all_that_is_due_in_it(schedule: Schedule, overlap:
         ValueError, match=f"period must return an integer of at least {least}, but returned {least - 1}"
     ):
         schedule.check(least - 1, overlap)
+
+
+@pytest.mark.parametrize("answer", [None, "3", 2.5])
+def test_a_period_that_fails_on_one_worker_is_told_to_all(answer: Any) -> None:
+    def work(transport: LocalTransport) -> None:
+        learner = Learner(transport, period=lambda _: answer if transport.rank == 1 else 3)
+        error, text = {
+            0: (grawa_hvd.ScoresError, "the scores or period callable raised on rank 1"),
+            1: (ValueError, "period must return an integer, but returned"),
+        }[transport.rank]
+        with pytest.raises(error, match=text):
+            learner.step()
+
+    run_workers(2, work)

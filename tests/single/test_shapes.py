@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from workers import Learner, learn
 
 import grawa_hvd
 from grawa_hvd.transport.local import LocalTransport, run_workers
@@ -84,3 +85,20 @@ def test_a_round_under_way_is_left_where_it_fits_no_more(after: int, proximity: 
 
     first, second = run_workers(2, work)
     assert all(own.isfinite().all() for own in [*first, *second])
+
+
+@pytest.mark.parametrize("options", [{}, {"outer_momentum": 0.5}, {"overlap": 1}], ids=str)
+def test_a_state_is_saved_where_parameters_have_gone_since_the_round(options: dict[str, Any]) -> None:
+    def work(learner: Learner) -> Tensor:
+        learner.step(5)
+        gone = learner.optimizer.param_groups[0]["params"].pop(0)
+        state = learner.optimizer.state_dict()
+        assert len(state["grawa"]["state"]) == 1
+        learner.optimizer.load_state_dict(state)
+        learner.optimizer.param_groups[0]["params"].insert(0, gone)
+        learner.step(5)
+        with learner.optimizer.consensus():
+            return learner.flat()
+
+    first, second = learn(2, work, **options)
+    assert torch.equal(first, second)
