@@ -6,9 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 
+LARGEST = 2**53  # of the integers that ranks tell each other, in float64
+
+
 def plain_number(value: Any) -> Any:
     """A number of NumPy, or a tensor of no dimension, as the number of Python's that it is; all else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two things are equal; no array is, whose comparison has many answers."""
+    return getattr(value, "ndim", 0) == 0 and bool(value == other)
 
 
 def check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
@@ -17,8 +25,10 @@ def check_integer(name: str, value: Any, least: int, most: int | None = None) ->
     Raises:
         ValueError: if not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not least <= value <= (LARGEST if most is None else most):
+        is_too_large = is_integer and value > least
+        allowed = f"of at least {least}" if most is None and not is_too_large else f"from {least} to {most or LARGEST}"
         raise ValueError(f"{name} must be an integer {allowed}, but is {value!r}")
 
 

@@ -29,9 +29,10 @@ class Buffers:
         named: list[Any] = []
         if isinstance(source, nn.Module):
             named = list(source.named_buffers())
-        elif source != "keep":
-            named = [] if isinstance(source, str) else list(source)
-            if isinstance(source, str) or not all(_is_named_tensor(pair) for pair in named):
+        elif not (isinstance(source, str) and source == "keep"):
+            is_list = isinstance(source, Iterable) and not isinstance(source, (str, Tensor))
+            named = list(source) if is_list else []
+            if not is_list or not all(_is_named_tensor(pair) for pair in named):
                 allowed = '"keep", the model, or pairs of name and tensor as model.named_buffers()'
                 raise ValueError(f"buffers must be {allowed}, but is {source!r}")
         chosen = [(name, tensor) for name, tensor in named if tensor.is_floating_point() and tensor.numel()]

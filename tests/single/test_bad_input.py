@@ -42,7 +42,7 @@ def number(least: float, below: float = math.inf) -> Callable[[Any], bool]:
 
 
 def integer(least: int, most: float = math.inf) -> Callable[[Any], bool]:
-    return lambda x: type(x) is int and least <= x <= most
+    return lambda x: type(x) is int and least <= x <= min(most, 2**53)
 
 
 def never(value: Any) -> bool:
@@ -54,10 +54,10 @@ OPTIMIZER: dict[str, Callable[[Any], bool]] = {
     "optimizer": never,
     "named_parameters": lambda x: x is None,
     "compression": never,
-    "backward_passes_per_step": integer(1),
+    "backward_passes_per_step": lambda x: type(x) is int and x >= 1,
     "op": lambda x: x is None,
     "gradient_predivide_factor": lambda x: x == 1,
-    "groups": lambda x: x is None or integer(1)(x) or x == [],
+    "groups": lambda x: x is None or (type(x) is int and x >= 1) or x == [],
     "averaging": lambda x: x in POLICIES,
     "period": lambda x: x is int or integer(1)(x),
     "pull": number(0, 1 + 1e-9),
@@ -75,7 +75,7 @@ OPTIMIZER: dict[str, Callable[[Any], bool]] = {
     "optimizer_state_period": integer(1),
     "process_set": never,
     "device_mesh": never,
-    "buffers": lambda x: isinstance(x, torch.nn.Module),
+    "buffers": lambda x: type(x) in (list, dict) and not x,
 }
 
 
