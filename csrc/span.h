@@ -55,7 +55,8 @@ inline bool has_its_memory(const at::Tensor& tensor) {
   if (!tensor.has_storage()) return false;
   const c10::Storage& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
   const int64_t bytes = (tensor.storage_offset() + extent) * static_cast<int64_t>(tensor.element_size());
-  return bytes <= static_cast<int64_t>(storage.nbytes());
+  // Tensors of zeros that autograd makes have none at all, whatever their storage says.
+  return bytes <= static_cast<int64_t>(storage.nbytes()) && storage.data() != nullptr;
 }
 
 // Tensor::grad() also asks whether the tensor is a leaf, to warn: as costly as the norm of a small layer.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-
 LARGEST = 2**53  # of the integers that ranks tell each other, in float64
 
 

@@ -2,8 +2,8 @@
 """Run the tests of the C++ operators with AddressSanitizer and UndefinedBehaviorSanitizer watching the extension.
 
 Needs g++ with its sanitizer runtimes; where there are none it says so and succeeds. The CPU kernels are built into a
-folder of their own, beside the normal extension. An access out of bounds or after the end of its memory, an overflow of a
-signed integer, a null pointer, an index that a std::vector does not have: each ends the tests with a report. Leaks are
+folder of their own, beside the normal extension. An access out of bounds or after the end of its memory, an overflow of
+a signed integer, a null pointer, an index that a std::vector does not have: each ends the tests with a report. Leaks are
 not looked for: Python keeps most of its memory to the end. The first build takes some 100 s of processor time.
 Arguments after `--` go to pytest.
 """
@@ -28,7 +28,7 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = [
     *("layer_norms", "pack", "blend", "copies", "layer_table", "step_kernels", "step_table"),
-    *("holes", "shapes", "fuzz_ops"),
+    *("holes", "shapes", "fuzz_ops", "fuzz_tables"),
 ]
 SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
 FLAGS = [
@@ -68,7 +68,9 @@ def notices_a_fault() -> bool:
         command = ["g++", *SANITIZE.split(), str(source), "-o", str(program)]
         if subprocess.run(command, capture_output=True, check=False).returncode:
             return False
-        ended = subprocess.run([str(program)], env={**os.environ, **OPTIONS}, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            [str(program)], env={**os.environ, **OPTIONS}, capture_output=True, text=True, check=False
+        )
         return "heap-buffer-overflow" in ended.stderr
 
 

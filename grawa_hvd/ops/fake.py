@@ -48,7 +48,10 @@ def _check_devices(tensors: Sequence[Tensor], **others: Tensor | None) -> None:
 
 
 def _check_layers(name: str, values: Tensor, tensors: Sequence[Tensor]) -> None:
-    _check(values.dim() == 1 and values.shape[0] == len(tensors), lambda: f"{name} must have one value per tensor, {len(tensors)}")
+    _check(
+        values.dim() == 1 and values.shape[0] == len(tensors),
+        lambda: f"{name} must have one value per tensor, {len(tensors)}",
+    )
 
 
 def _check_flat(name: str, flat: Tensor, tensors: Sequence[Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from devices import DTYPES, values
@@ -69,7 +70,7 @@ ODD: dict[str, Callable[[Tensor], Tensor]] = {
     "two dimensions": lambda tensor: tensor.unsqueeze(0),
     "negated": lambda tensor: tensor._neg_view(),
     "freed": _freed,
-    "zero tensor": lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
+    "zeros of autograd": lambda tensor: torch._efficientzerotensor(tensor.shape, dtype=tensor.dtype),
 }  # fmt: skip
 
 
@@ -87,6 +88,11 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...] | None = None, dtypes: list[
         place, value = draw(A_PLACE) % made.numel(), draw(A_SPECIAL)
         made[place] = made[place] if value is None else value
     return TAKEN[draw(A_KIND)](made.view(shape))
+
+
+def one_of(draw: st.DrawFn, *choices: Any) -> Any:
+    """One of them; hypothesis would print what it draws, and torch cannot print a tensor whose memory was freed."""
+    return choices[draw(st.integers(0, len(choices) - 1))]
 
 
 def odd(draw: st.DrawFn, tensor: Tensor) -> Tensor:

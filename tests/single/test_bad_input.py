@@ -1,4 +1,4 @@
-"""Whatever users pass by mistake is refused at once: a ValueError or TypeError that names the argument and its value."""
+"""What users pass by mistake is refused at once: a ValueError or TypeError that names the argument and its value."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from grawa_hvd import averaging, checkpoint, scores, topology
 from grawa_hvd.averaging.registry import POLICIES
 from grawa_hvd.flatness import __main__ as flatness_command
 from grawa_hvd.topology import __main__ as topology_command
-from grawa_hvd.transport.local import LocalTransport, run_workers
+from grawa_hvd.transport.local import run_workers
 
 fuzzed = settings(max_examples=300, derandomize=True, database=None, phases=[Phase.generate])
 
 TEXTS = st.text("abz 0.-", max_size=4)
 ANY = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.binary(max_size=3), st.lists(st.integers(), max_size=2),
-    st.dictionaries(TEXTS, st.integers(), max_size=1), st.builds(object), st.just(complex(1, 2)), st.just(torch.ones(2)),
-    st.just(np.ones(2)), st.just(np.float64("nan")), st.just(torch.tensor(math.nan)), st.just(int), st.just(10**400),
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.binary(max_size=3), st.just([]),
+    st.lists(st.integers(), max_size=2), st.dictionaries(TEXTS, st.integers(), max_size=1), st.builds(object),
+    st.just(complex(1, 2)), st.just(torch.ones(2)), st.just(np.ones(2)), st.just(np.float64("nan")), st.just(torch.tensor(math.nan)), st.just(int), st.just(10**400),
 )  # fmt: skip
 
 
@@ -112,6 +112,13 @@ def test_the_optimizers_arguments(name: str, value: Any) -> None:
     refuses(name, lambda: optimizer_of(**{name: value}), right, *more)
 
 
+OUTER = (averaging.DiLoCo, averaging.SlowMo, averaging.BMUF)
+
+
+def qsr(**options: Any) -> grawa_hvd.QSR:
+    return grawa_hvd.QSR(**{"base": 2, "a": 0.1, "lr": int, **options})
+
+
 FIELDS: list[tuple[Callable[..., Any], str, Callable[[Any], bool]]] = [
     *((policy, "floor", number(0, 1 + 1e-9)) for policy in (averaging.GRAWA, averaging.MGRAWA, averaging.LGRAWA)),
     (averaging.EASGD, "beta", lambda x: number(0, 1 + 1e-9)(x) and x > 0),
@@ -124,15 +131,15 @@ FIELDS: list[tuple[Callable[..., Any], str, Callable[[Any], bool]]] = [
     (averaging.Weighted, "by", lambda x: x is int),
     (averaging.Weighted, "power", lambda x: type(x) in (int, float) and x >= 0),
     (averaging.Weighted, "temperature", lambda x: type(x) in (int, float) and x > 0),
-    *((kind, "lr", lambda x: type(x) in (int, float) and x > 0) for kind in (averaging.DiLoCo, averaging.SlowMo, averaging.BMUF)),
-    *((kind, "momentum", number(0, 1)) for kind in (averaging.DiLoCo, averaging.SlowMo, averaging.BMUF)),
+    *((kind, "lr", lambda x: type(x) in (int, float) and x > 0) for kind in OUTER),
+    *((kind, "momentum", number(0, 1)) for kind in OUTER),
     (averaging.Decentralized, "graph", never),
     (scores.LocalScores, "decay", number(0, 1)),
     (lambda **o: scores.FreshScores(**{"backward": int, **o}), "decay", number(0, 1)),
     (lambda **o: scores.HeldOutScores(**{"backward": int, **o}), "backward", lambda x: x is int),
-    (lambda **o: grawa_hvd.QSR(**{"base": 2, "a": 0.1, "lr": int, **o}), "base", integer(1)),
-    (lambda **o: grawa_hvd.QSR(**{"base": 2, "a": 0.1, "lr": int, **o}), "a", lambda x: type(x) in (int, float) and x > 0),
-    (lambda **o: grawa_hvd.QSR(**{"base": 2, "a": 0.1, "lr": int, **o}), "lr", lambda x: x is int),
+    (qsr, "base", integer(1)),
+    (qsr, "a", lambda x: type(x) in (int, float) and x > 0),
+    (qsr, "lr", lambda x: x is int),
     (topology.RandomPairs, "seed", lambda x: type(x) is int),
     (lambda **o: topology.named(**{"name": "ring", "workers": 4, **o}), "name", never),
     (lambda **o: topology.named(**{"name": "ring", "workers": 4, **o}), "workers", integer(1, 999)),
@@ -166,7 +173,13 @@ BAD = [-1, 0.5, "x", math.nan, object(), b"x", {}, [3]]
 @pytest.mark.parametrize("name", sorted(SIMULATE))
 def test_what_a_simulation_is_told(name: str) -> None:
     model, pair = torch.nn.Linear(2, 1), (torch.ones(8, 2), torch.ones(8, 1))
-    right: dict[str, Any] = {"loss": torch.nn.functional.mse_loss, "shards": pair, "workers": 2, "steps": 1, "progress": False}
+    right: dict[str, Any] = {
+        "loss": torch.nn.functional.mse_loss,
+        "shards": pair,
+        "workers": 2,
+        "steps": 1,
+        "progress": False,
+    }
     for value in BAD:
         if (name, value) == ("pull", 0.5):
             continue
@@ -193,8 +206,8 @@ def garbage(folder: Path, written: bytes) -> list[bytes]:
     saved = io.BytesIO()
     torch.save({"format": 1, "parts": [Exploit(folder / "trace")]}, saved)
     others = [
-        {}, 3, "x", {"format": 1}, {"format": 1, "parts": 3}, {"format": 1, "parts": []}, {"format": 1, "parts": [None]},
-        {"format": 1, "parts": ["gone"], "model": 3}, {"format": 2, "parts": ["x"], "model": {}},
+        {}, 3, "x", {"format": 1}, {"format": 1, "parts": 3}, {"format": 1, "parts": []},
+        {"format": 1, "parts": [None]}, {"format": 1, "parts": ["gone"], "model": 3}, {"format": 2, "parts": ["x"], "model": {}},
     ]  # fmt: skip
     files = [drawn.randbytes(drawn.randrange(200)) for _ in range(100)]
     files += [written[: drawn.randrange(len(written))] for _ in range(100)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from odd_tensors import odd, tensors
+from odd_tensors import odd, one_of, tensors
 from torch import Tensor
 
 from grawa_hvd import ops
@@ -29,7 +29,7 @@ ROUNDINGS = 8
 
 
 def attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[bool, Any]:
-    """Whether it was done, and the result. What it raises must name an argument, or be torch's own of nested tensors."""
+    """Whether it was done, and the result. What it raises names an argument, or is torch's of nested tensors."""
     try:
         return True, function(**arguments)
     except NotImplementedError as error:
@@ -73,10 +73,10 @@ def spoilt(draw: st.DrawFn, layers: list[Tensor], arguments: dict[str, Any]) -> 
     name = draw(st.sampled_from([*arguments]))
     if name == "tensors":
         place = draw(st.integers(0, len(layers) - 1))
-        layers[place] = draw(st.sampled_from([layers[0], layers[-1], None, 3, odd(draw, layers[place])]))
+        layers[place] = one_of(draw, layers[0], layers[-1], None, 3, odd(draw, layers[place]))
     elif isinstance(arguments[name], Tensor):
         other = layers[0] if draw(st.booleans()) else odd(draw, arguments[name])
-        arguments[name] = draw(st.sampled_from([other, None, other]))
+        arguments[name] = one_of(draw, other, None, other)
     else:
         arguments[name] = draw(st.sampled_from([-1.0, 1.0, float("nan"), float("inf"), None, "x"]))
     return True
@@ -85,7 +85,11 @@ def spoilt(draw: st.DrawFn, layers: list[Tensor], arguments: dict[str, Any]) -> 
 def checked(function: Callable[..., Any], plain: Callable[..., Any], names: Sequence[str], spoilt: bool,
             arguments: dict[str, Any]) -> None:  # fmt: skip
     """Compare what an operator writes with what the reference, in float64, writes; if not refused."""
-    lists = [*arguments["tensors"], *(v for v in arguments.values() if isinstance(v, Tensor))] if "tensors" in arguments else []
+    lists = (
+        [*arguments["tensors"], *(v for v in arguments.values() if isinstance(v, Tensor))]
+        if "tensors" in arguments
+        else []
+    )
     before = copy.copy(arguments)
     can_ask = all(isinstance(t, Tensor) for t in lists) and all_strided(*lists)
     if can_ask:
@@ -144,7 +148,12 @@ def test_blend(data: st.DataObject) -> None:
     layers = data.draw(LISTS)
     center = data.draw(tensors(shape=(size_of(layers),))).contiguous()
     per_layer = tensors((len(layers),), PER_LAYER)
-    arguments = {"tensors": layers, "center": center, "pull": data.draw(per_layer), "distances": data.draw(st.none() | per_layer)}
+    arguments = {
+        "tensors": layers,
+        "center": center,
+        "pull": data.draw(per_layer),
+        "distances": data.draw(st.none() | per_layer),
+    }
     was_spoilt = spoilt(data.draw, layers, arguments)
     checked(ops.blend_, reference.blend_, ["tensors", "distances"], was_spoilt, arguments)
 
@@ -154,7 +163,12 @@ def test_blend(data: st.DataObject) -> None:
 def test_update_estimates(data: st.DataObject) -> None:
     shape = (data.draw(st.integers(0, 5)),)
     sums, counts = (data.draw(tensors(shape, [torch.float64])) for _ in range(2))
-    arguments = {"sums": sums, "counts": counts, "norms": data.draw(tensors(shape, PER_LAYER)), "decay": data.draw(st.floats(0, 0.99))}
+    arguments = {
+        "sums": sums,
+        "counts": counts,
+        "norms": data.draw(tensors(shape, PER_LAYER)),
+        "decay": data.draw(st.floats(0, 0.99)),
+    }
     was_spoilt = spoilt(data.draw, [sums], arguments)
     done, _ = attempt(ops.update_estimates_, arguments)
     assert done or was_spoilt

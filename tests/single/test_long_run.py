@@ -85,7 +85,12 @@ def test_counters_go_on_beyond_32_bits(start: int) -> None:
         learner.optimizer.load_state_dict(state)
         learner.reports.clear()
         learner.step(12)
-        return learner.rounds(), learner.optimizer.rounds, learner.optimizer.state_dict()["grawa"]["steps"], learner.flat()
+        return (
+            learner.rounds(),
+            learner.optimizer.rounds,
+            learner.optimizer.state_dict()["grawa"]["steps"],
+            learner.flat(),
+        )
 
     first, second = learn(2, work)
     assert torch.equal(first[3], second[3])
