@@ -3,8 +3,8 @@
 
 Needs g++ with its sanitizer runtimes; where there are none it says so and succeeds. The CPU kernels are built into a
 folder of their own, beside the normal extension. An access out of bounds or after the end of its memory, an overflow of
-a signed integer, a null pointer, an index that a std::vector does not have: each ends the tests with a report. Leaks are
-not looked for: Python keeps most of its memory to the end. The first build takes some 100 s of processor time.
+a signed integer, a null pointer, an index that a std::vector does not have: each ends the tests with a report. Leaks
+are not looked for: Python keeps most of its memory to the end. The first build takes some 100 s of processor time.
 Arguments after `--` go to pytest.
 """
 

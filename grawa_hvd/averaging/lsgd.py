@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed
+from grawa_hvd.averaging.policy import Mixing, Observed, Scored
 from grawa_hvd.checked import check_integer
 
 
 @dataclass(frozen=True)
-class LSGD(Averaging):
+class LSGD(Scored):
     """The worker whose loss was least has all the weight; its model is the centre, toward which all are pulled.
 
     Each worker reports losses (`optimizer.report(loss=...)`). A worker's score is the mean, over the last rounds, of
@@ -28,8 +28,6 @@ class LSGD(Averaging):
         ValueError: if `window` is no integer of at least 1.
     """
 
-    needs: ClassVar[frozenset[Column]] = frozenset()
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # there is one leader
     window: int = 4
 
     def __post_init__(self) -> None:

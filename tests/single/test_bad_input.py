@@ -33,7 +33,8 @@ TEXTS = st.text("abz 0.-", max_size=4)
 ANY = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), TEXTS, st.binary(max_size=3), st.just([]),
     st.lists(st.integers(), max_size=2), st.dictionaries(TEXTS, st.integers(), max_size=1), st.builds(object),
-    st.just(complex(1, 2)), st.just(torch.ones(2)), st.just(np.ones(2)), st.just(np.float64("nan")), st.just(torch.tensor(math.nan)), st.just(int), st.just(10**400),
+    st.just(complex(1, 2)), st.just(torch.ones(2)), st.just(np.ones(2)),
+    st.just(np.float64("nan")), st.just(torch.tensor(math.nan)), st.just(int), st.just(10**400),
 )  # fmt: skip
 
 
@@ -207,7 +208,8 @@ def garbage(folder: Path, written: bytes) -> list[bytes]:
     torch.save({"format": 1, "parts": [Exploit(folder / "trace")]}, saved)
     others = [
         {}, 3, "x", {"format": 1}, {"format": 1, "parts": 3}, {"format": 1, "parts": []},
-        {"format": 1, "parts": [None]}, {"format": 1, "parts": ["gone"], "model": 3}, {"format": 2, "parts": ["x"], "model": {}},
+        {"format": 1, "parts": [None]}, {"format": 1, "parts": ["gone"], "model": 3},
+        {"format": 2, "parts": ["x"], "model": {}},
     ]  # fmt: skip
     files = [drawn.randbytes(drawn.randrange(200)) for _ in range(100)]
     files += [written[: drawn.randrange(len(written))] for _ in range(100)]
