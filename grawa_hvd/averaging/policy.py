@@ -18,6 +18,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.weights import inverse_weights
 from grawa_hvd.caller import stacklevel
+from grawa_hvd.checked import check_number
 from grawa_hvd.description import described_fields
 from grawa_hvd.errors import AllWorkersDivergedError
 
