@@ -21,6 +21,7 @@ NAMES = (
     "params", "wire_strides", "weights", "out", "base", "center", "pull", "distances", "grads", "groups", "norm_rows",
     "hyperparameters", "norms", "grad_scale", "found_inf", "algorithm", "state", "incompatible function arguments",
     "incompatible constructor arguments", "no kernels for",
+    "NestedTensorImpl",  # torch's own words
 )  # fmt: skip
 
 
