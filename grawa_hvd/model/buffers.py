@@ -30,7 +30,7 @@ class Buffers:
         if isinstance(source, nn.Module):
             named = list(source.named_buffers())
         elif not (isinstance(source, str) and source == "keep"):
-            is_list = isinstance(source, Iterable) and not isinstance(source, (str, Tensor))
+            is_list = isinstance(source, Iterable) and not isinstance(source, (str, bytes, Tensor))
             named = list(source) if is_list else []
             if not is_list or not all(_is_named_tensor(pair) for pair in named):
                 allowed = '"keep", the model, or pairs of name and tensor as model.named_buffers()'
