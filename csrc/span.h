@@ -48,7 +48,8 @@ inline int64_t extent_of(const at::Tensor& tensor) {
   return extent;
 }
 
-// Whether its storage is as large as it says: a storage may be freed beneath a tensor, as sharding does. Of a strided one.
+// Whether its storage is as large as it says: a storage may be freed beneath a tensor, as sharding does. Of a strided
+// one.
 inline bool has_its_memory(const at::Tensor& tensor) {
   const int64_t extent = extent_of(tensor);
   if (extent == 0) return true;

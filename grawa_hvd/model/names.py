@@ -23,7 +23,7 @@ def validated_names(
     if named_parameters is None:
         return dict(unnamed(param_groups))
     is_list = isinstance(named_parameters, Iterable) and not isinstance(named_parameters, Tensor)
-    pairs = list(named_parameters) if is_list else [named_parameters]
+    pairs: list[Any] = list(named_parameters) if is_list else [named_parameters]
     if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
         raise ValueError(
             "named_parameters should be a sequence of tuples (name, parameter), "
