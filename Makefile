@@ -19,7 +19,7 @@ EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling no
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model experiments readme test \
   elastic-test cluster-test docs lint format cuda-check cuda-load \
-  dist-check wheels gpu-check clean
+  dist-check sanitize wheels gpu-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,10 @@ cuda-load: ## also link and load them, with a CUDA build of PyTorch (the first t
 dist-check: ## build a wheel from an sdist alone, and use it
 	@$(SETUP)
 	timeout 900 $(BIN)/python scripts/dist_check.py
+
+sanitize: ## the C++ operators' tests with AddressSanitizer and UndefinedBehaviorSanitizer; ARGS="-k pack" goes to pytest
+	@$(SETUP) test
+	OMP_NUM_THREADS=2 timeout 900 $(BIN)/python scripts/sanitize.py -- $(ARGS)
 
 wheels: ## build what an offline GPU machine lacks, into wheels/: make wheels PYTHON=3.12 TORCH=2.11.0
 	@timeout 5400 python3 scripts/make_wheels.py --python $(PYTHON) $(if $(TORCH),--torch $(TORCH)) $(ARGS)

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -21,9 +22,12 @@ inline bool is_supported(at::ScalarType dtype) {
 }
 
 inline void check_list_entry(const at::Tensor& tensor, const char* name, int64_t index, at::Device device) {
+  TORCH_CHECK(tensor.defined(), name, "[", index, "] is None: a tensor is needed");
   TORCH_CHECK(is_supported(tensor.scalar_type()), name, "[", index, "] has dtype ", tensor.scalar_type(),
               ": float16, bfloat16, float32 and float64 are allowed");
   TORCH_CHECK(tensor.device() == device, name, "[", index, "] is on ", tensor.device(), ": all must be on ", device);
+  TORCH_CHECK(tensor.layout() != at::kStrided || has_its_memory(tensor), name, "[", index, "] has no memory for its ",
+              tensor.numel(), " elements: its storage was freed");
 }
 
 inline void check_strided(const at::Tensor& tensor, const char* name, int64_t index) {
@@ -31,8 +35,17 @@ inline void check_strided(const at::Tensor& tensor, const char* name, int64_t in
               ": strided is allowed");
 }
 
+// Of an argument that is one tensor.
+inline void check_has_memory(const at::Tensor& tensor, const char* name) {
+  TORCH_CHECK(tensor.defined(), name, " is None: a tensor is needed");
+  TORCH_CHECK(tensor.layout() == at::kStrided, name, " has layout ", tensor.layout(), ": strided is allowed");
+  TORCH_CHECK(has_its_memory(tensor), name, " has no memory for its ", tensor.numel(),
+              " elements: its storage was freed");
+}
+
 // A value per layer: weights, pulls, norms, estimates.
 inline void check_per_layer(const at::Tensor& tensor, const char* name, int64_t layers, at::Device device) {
+  check_has_memory(tensor, name);
   TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == layers, name, " has shape ", tensor.sizes(), ": [", layers,
               "] is needed, one value per tensor");
   TORCH_CHECK(tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble, name, " has dtype ",
@@ -40,8 +53,16 @@ inline void check_per_layer(const at::Tensor& tensor, const char* name, int64_t 
   TORCH_CHECK(tensor.device() == device, name, " is on ", tensor.device(), ": it must be on ", device);
 }
 
+// One that is written.
+inline void check_per_layer_output(const at::Tensor& tensor, const char* name, int64_t layers, at::Device device) {
+  check_per_layer(tensor, name, layers, device);
+  TORCH_CHECK(layers < 2 || tensor.stride(0) > 0, name, " has elements that share memory: it cannot be written");
+  TORCH_CHECK(!tensor.is_neg(), name, " is a negated view of memory: it cannot be written, clone it first");
+}
+
 // All layers one after the other: out, base, center.
 inline void check_flat(const at::Tensor& tensor, const char* name, int64_t numel, at::Device device) {
+  check_has_memory(tensor, name);
   TORCH_CHECK(is_supported(tensor.scalar_type()), name, " has dtype ", tensor.scalar_type(),
               ": float16, bfloat16, float32 and float64 are allowed");
   TORCH_CHECK(tensor.device() == device, name, " is on ", tensor.device(), ": it must be on ", device);
@@ -59,8 +80,8 @@ struct ListFacts {
   at::Device device;
   FindOverlap find_overlap;  // (span, numel) → index, or -1
 
-  void check_separate(const Span& buffer, const char* name) const {
-    const int64_t shared = find_overlap(buffer, numel);
+  void check_separate(const at::Tensor& buffer, const char* name) const {
+    const int64_t shared = find_overlap(read_span(buffer), extent_of(buffer));
     TORCH_CHECK(shared < 0, name, " shares memory with tensors[", shared, "]: separate memory is needed");
   }
 };
@@ -82,7 +103,7 @@ void check_pack(const ListFacts<FindOverlap>& list, const at::Tensor& weights, c
     TORCH_CHECK(base_span.data == out_span.data || !overlap(base_span, list.numel, out_span, list.numel),
                 "base shares part of its memory with out: the same memory or separate memory is needed");
   }
-  list.check_separate(out_span, "out");
+  list.check_separate(out, "out");
 }
 
 template <typename FindOverlap>
@@ -90,19 +111,24 @@ void check_blend(const ListFacts<FindOverlap>& list, const at::Tensor& center, c
                  const OptionalTensor& distances) {
   check_flat(center, "center", list.numel, list.device);
   check_per_layer(pull, "pull", list.layers, list.device);
-  if (distances.has_value()) check_per_layer(*distances, "distances", list.layers, list.device);
-  list.check_separate(read_span(center), "center");
+  list.check_separate(center, "center");
+  if (!distances.has_value()) return;
+  check_per_layer_output(*distances, "distances", list.layers, list.device);
+  list.check_separate(*distances, "distances");
 }
 
 inline void check_estimates(const at::Tensor& sums, const at::Tensor& counts, const at::Tensor& norms, double decay) {
+  check_has_memory(norms, "norms");
   TORCH_CHECK(norms.dim() == 1, "norms has shape ", norms.sizes(), ": one dimension is needed, a norm per layer");
   check_per_layer(norms, "norms", norms.size(0), norms.device());
   const auto check_sums = [&](const at::Tensor& tensor, const char* name) {
-    check_per_layer(tensor, name, norms.size(0), norms.device());
+    check_per_layer_output(tensor, name, norms.size(0), norms.device());
     TORCH_CHECK(tensor.scalar_type() == at::kDouble, name, " has dtype ", tensor.scalar_type(), ": float64 is needed");
   };
   check_sums(sums, "sums");
   check_sums(counts, "counts");
+  TORCH_CHECK(!overlap(read_span(sums), extent_of(sums), read_span(counts), extent_of(counts)),
+              "sums shares memory with counts: separate memory is needed");
   TORCH_CHECK(decay >= 0 && decay < 1, "decay is ", decay, ": it must be in [0, 1)");
 }
 
@@ -126,6 +152,43 @@ inline void check_writable(const at::Tensor& tensor, const char* name, int64_t i
   TORCH_CHECK(tensor.is_non_overlapping_and_dense() || !may_overlap_itself(tensor), name, "[", index,
               "] has elements that share memory (sizes ", tensor.sizes(), ", strides ", tensor.strides(),
               "): it cannot be written in place, clone it first");
+}
+
+// Tensors that are all written. Of two with gaps between their elements that can be told only where both begin alike.
+inline void check_apart(at::TensorList tensors, const char* name) {
+  struct Place {
+    const char* begin;
+    const char* end;
+    bool has_gaps;
+    int64_t index;
+  };
+  std::vector<Place> places;
+  for (int64_t i = 0; i < static_cast<int64_t>(tensors.size()); ++i) {
+    if (tensors[i].numel() == 0) continue;
+    const char* begin = static_cast<const char*>(tensors[i].const_data_ptr());
+    const int64_t bytes = extent_of(tensors[i]) * static_cast<int64_t>(tensors[i].element_size());
+    places.push_back({begin, begin + bytes, !tensors[i].is_non_overlapping_and_dense(), i});
+  }
+  std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.begin < b.begin; });
+  const Place* last = nullptr;  // without gaps
+  for (size_t i = 0; i < places.size(); ++i) {
+    const Place* shared = i > 0 && places[i - 1].begin == places[i].begin ? &places[i - 1] : nullptr;
+    if (!places[i].has_gaps) {
+      if (last != nullptr && last->end > places[i].begin) shared = last;
+      last = &places[i];
+    }
+    TORCH_CHECK(shared == nullptr, name, "[", places[i].index, "] shares memory with ", name, "[", shared->index,
+                "]: separate memory is needed");
+  }
+}
+
+inline int64_t total_of(const std::vector<int64_t>& numels, const char* name) {
+  int64_t total = 0;
+  for (const int64_t numel : numels) {
+    TORCH_CHECK(numel <= std::numeric_limits<int64_t>::max() - total, name, " have more than 2^63 - 1 elements");
+    total += numel;
+  }
+  return total;
 }
 
 }  // namespace grawa

@@ -3,6 +3,9 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+#include <utility>
+
 namespace grawa {
 
 Span Copies::add(const at::Tensor& tensor, at::IntArrayRef strides) {
@@ -34,6 +37,21 @@ std::vector<int64_t> row_major_strides(const at::Tensor& tensor) {
     stride *= tensor.size(dim);
   }
   return strides;
+}
+
+bool is_dense_order(at::IntArrayRef sizes, at::IntArrayRef strides) {
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (size_t dim = 0; dim < sizes.size(); ++dim) {
+    if (sizes[dim] == 0) return true;
+    if (sizes[dim] > 1) dims.emplace_back(strides[dim], sizes[dim]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
 }
 
 // The stride of a dimension of one element places nothing, and conversions change it at will.

@@ -41,6 +41,8 @@ inline bool is_same(at::IntArrayRef a, at::IntArrayRef b) {
 }
 
 std::vector<int64_t> row_major_strides(const at::Tensor& tensor);
+// Whether strides place the elements of a shape one after the other, in any order of the dimensions.
+bool is_dense_order(at::IntArrayRef sizes, at::IntArrayRef strides);
 // Whether the tensor's memory holds its elements in the order that the strides give.
 bool in_wire_order(const at::Tensor& tensor, at::IntArrayRef strides);
 std::vector<int64_t> numels_of(at::TensorList tensors);

@@ -22,14 +22,26 @@ void check_params(const std::vector<at::Tensor>& params) {
   }
 }
 
+void check_wire_strides(const std::vector<std::vector<int64_t>>& strides, const std::vector<at::Tensor>& params) {
+  TORCH_CHECK(strides.size() == params.size(), "wire_strides has ", strides.size(), " entries: one per parameter, ",
+              params.size(), ", is needed");
+  for (size_t i = 0; i < params.size(); ++i) {
+    const at::IntArrayRef given(strides[i]);
+    TORCH_CHECK(given.size() == static_cast<size_t>(params[i].dim()) && is_dense_order(params[i].sizes(), given),
+                "wire_strides[", i, "] is ", given, ": strides of a dense tensor of shape ", params[i].sizes(),
+                " are needed");
+  }
+}
+
 }  // namespace
 
 LayerTable::LayerTable(std::vector<at::Tensor> params, std::optional<std::vector<std::vector<int64_t>>> wire_strides)
     : device_(device_of(params)), chunks_((check_params(params), numels_of(params))) {
+  if (wire_strides.has_value()) check_wire_strides(*wire_strides, params);
   for (size_t i = 0; i < params.size(); ++i) {
     const at::Tensor& param = params[i];
     layers_.push_back(
-        {param, param.sizes().vec(), wire_strides.has_value() ? wire_strides->at(i) : default_strides(param)});
+        {param, param.sizes().vec(), wire_strides.has_value() ? (*wire_strides)[i] : default_strides(param)});
   }
   work_.spans.resize(layers_.size());
   work_.partials.reserve(chunks_.chunks());

@@ -40,6 +40,26 @@ inline bool overlap(const Span& a, int64_t a_numel, const Span& b, int64_t b_num
 // Whether memory order is an order of the elements, so that no copy is needed.
 inline bool is_dense(const at::Tensor& tensor) { return tensor.is_non_overlapping_and_dense() && !tensor.is_neg(); }
 
+// From the first element in memory to the last, in elements; 0 of none.
+inline int64_t extent_of(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return 0;
+  int64_t extent = 1;
+  for (int64_t dim = 0; dim < tensor.dim(); ++dim) extent += (tensor.size(dim) - 1) * tensor.stride(dim);
+  return extent;
+}
+
+// Whether its storage is as large as it says: a storage may be freed beneath a tensor, as sharding does. Of a strided
+// one.
+inline bool has_its_memory(const at::Tensor& tensor) {
+  const int64_t extent = extent_of(tensor);
+  if (extent == 0) return true;
+  if (!tensor.has_storage()) return false;
+  const c10::Storage& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
+  const int64_t bytes = (tensor.storage_offset() + extent) * static_cast<int64_t>(tensor.element_size());
+  // Tensors of zeros that autograd makes have none at all, whatever their storage says.
+  return bytes <= static_cast<int64_t>(storage.nbytes()) && storage.data() != nullptr;
+}
+
 // Tensor::grad() also asks whether the tensor is a leaf, to warn: as costly as the norm of a small layer.
 inline const at::Tensor& grad_of(const at::Tensor& param) { return param.unsafeGetTensorImpl()->grad(); }
 

@@ -37,6 +37,8 @@ double read_number(const at::Tensor& tensor) {
 
 void check_number(const OptionalTensor& tensor, const char* name, at::Device device) {
   if (!tensor.has_value()) return;
+  check_has_memory(*tensor, name);
+  TORCH_CHECK(!tensor->is_neg(), name, " is a negated view of memory: clone it first");
   TORCH_CHECK(tensor->numel() == 1, name, " has shape ", tensor->sizes(), ": one element is needed");
   TORCH_CHECK(tensor->scalar_type() == at::kFloat || tensor->scalar_type() == at::kDouble, name, " has dtype ",
               tensor->scalar_type(), ": float32 and float64 are allowed");

@@ -28,7 +28,8 @@ Algorithm algorithm_of(const std::string& name) {
 
 // Whether its memory is its own and holds its elements, while no dispatch mode is on.
 bool has_memory(const at::Tensor& tensor) {
-  return tensor.layout() == at::kStrided && (tensor.key_set() & at::kTensorSubclassLike).empty();
+  return tensor.layout() == at::kStrided && (tensor.key_set() & at::kTensorSubclassLike).empty() &&
+         has_its_memory(tensor);
 }
 
 // Memory that a kernel may go through from its first element to its last.
@@ -37,22 +38,35 @@ bool is_plain(const at::Tensor& tensor) {
 }
 
 bool is_count(const at::Tensor& step) {
-  return step.defined() && step.numel() == 1 && has_memory(step) &&
+  return step.defined() && step.numel() == 1 && has_memory(step) && !step.is_neg() &&
          (step.scalar_type() == at::kFloat || step.scalar_type() == at::kDouble);
 }
 
-double number_in(py::handle tuple, size_t index) {
-  PyObject* item = PyTuple_GET_ITEM(tuple.ptr(), index);
-  const double value = PyFloat_AsDouble(item);
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
+// The hyperparameters of one group.
+struct Numbers {
+  PyObject* tuple;
+  size_t group;
 
-bool flag_in(py::handle tuple, size_t index) {
-  const int value = PyObject_IsTrue(PyTuple_GET_ITEM(tuple.ptr(), index));
-  if (value < 0) throw py::error_already_set();
-  return value != 0;
-}
+  double number(size_t index) const {
+    const double value = PyFloat_AsDouble(PyTuple_GET_ITEM(tuple, index));
+    if (value == -1 && PyErr_Occurred()) refuse(index, "a number");
+    return value;
+  }
+
+  bool flag(size_t index) const {
+    const int value = PyObject_IsTrue(PyTuple_GET_ITEM(tuple, index));
+    if (value < 0) refuse(index, "true or false");
+    return value != 0;
+  }
+
+  [[noreturn]] void refuse(size_t index, const char* wanted) const {
+    const py::error_already_set error;  // takes it over
+    TORCH_CHECK(false, "hyperparameters[", group, "][", index, "] must be ", wanted, ", but is not: ", error.what());
+  }
+};
+
+// Of groups and rows: no model has more, and one more is a number, too.
+constexpr int64_t kMost = (int64_t{1} << 31) - 1;
 
 }  // namespace
 
@@ -72,7 +86,7 @@ class StepTable::Form {
     if (!other.defined() || other.device() != device_ || other.scalar_type() != dtype_) return false;
     if (!is_same(other.sizes(), sizes_)) return false;
     // Nearly always, and then it is as plain as the parameter.
-    if (other.key_set() == keys_ && is_same(other.strides(), strides_)) return true;
+    if (other.key_set() == keys_ && is_same(other.strides(), strides_)) return has_its_memory(other);
     return is_plain(other) && in_wire_order(other, strides_);
   }
 
@@ -94,7 +108,8 @@ StepTable::StepTable(const std::string& algorithm, std::vector<at::Tensor> param
   TORCH_CHECK(groups.size() == params.size(), "groups has ", groups.size(), " entries: one per parameter, ",
               params.size(), ", is needed");
   for (size_t i = 0; i < params.size(); ++i) {
-    TORCH_CHECK(groups[i] >= 0, "groups[", i, "] is ", groups[i], ": it must be at least 0");
+    TORCH_CHECK(groups[i] >= 0 && groups[i] <= kMost, "groups[", i, "] is ", groups[i], ": it must be from 0 to ",
+                kMost);
     group_count_ = std::max(group_count_, groups[i] + 1);
     params_.push_back({params[i], groups[i], -1, std::nullopt, {}});
   }
@@ -111,7 +126,8 @@ void StepTable::set_targets(std::vector<int64_t> norm_rows, std::vector<Optional
   check_count(centers.size(), "centers");
   check_count(wire_strides.size(), "wire_strides");
   for (size_t i = 0; i < params_.size(); ++i) {
-    TORCH_CHECK(norm_rows[i] >= -1, "norm_rows[", i, "] is ", norm_rows[i], ": it must be at least -1");
+    TORCH_CHECK(norm_rows[i] >= -1 && norm_rows[i] <= kMost, "norm_rows[", i, "] is ", norm_rows[i],
+                ": it must be from -1 to ", kMost);
     TORCH_CHECK(wire_strides[i].size() == static_cast<size_t>(params_[i].tensor.dim()), "wire_strides[", i, "] has ",
                 wire_strides[i].size(), " entries: one per dimension of the parameter, ", params_[i].tensor.dim(),
                 ", is needed");
@@ -137,6 +153,7 @@ StepTable::Group StepTable::read_group(py::handle values, size_t index) const {
   TORCH_CHECK(PyTuple_Check(values.ptr()) && PyTuple_GET_SIZE(values.ptr()) == 6, "hyperparameters[", index,
               "] must be a tuple of 6");
   Group group;
+  const Numbers read{values.ptr(), index};
   PyObject* lr = PyTuple_GET_ITEM(values.ptr(), 0);
   if (!device_.is_cpu() && THPVariable_Check(lr) && THPVariable_Unpack(lr).device() == device_) {
     const at::Tensor& tensor = THPVariable_Unpack(lr);
@@ -144,14 +161,12 @@ StepTable::Group StepTable::read_group(py::handle values, size_t index) const {
                 "lr of hyperparameters[", index, "] must be one float32 or float64");
     group.lr.place = read_span(tensor);
   } else {
-    group.lr.value = number_in(values, 0);
+    group.lr.value = read.number(0);
   }
   if (algorithm_ == Algorithm::kSgd) {
-    group.rule = SgdRule{number_in(values, 1), number_in(values, 2), number_in(values, 3), flag_in(values, 4),
-                         flag_in(values, 5)};
+    group.rule = SgdRule{read.number(1), read.number(2), read.number(3), read.flag(4), read.flag(5)};
   } else {
-    group.rule = AdamwRule{number_in(values, 1), number_in(values, 2), number_in(values, 3), number_in(values, 4),
-                           flag_in(values, 5)};
+    group.rule = AdamwRule{read.number(1), read.number(2), read.number(3), read.number(4), read.flag(5)};
   }
   return group;
 }
@@ -166,10 +181,15 @@ void StepTable::read_groups(const py::sequence& hyperparameters) {
 void StepTable::check_tensors(double pull, const StepTensors& tensors) const {
   TORCH_CHECK(pull >= 0 && pull <= 1, "pull is ", pull, ": it must be in [0, 1]");
   if (tensors.norms.has_value()) {
-    check_per_layer(*tensors.norms, "norms", std::max(norm_count_, tensors.norms->numel()), device_);
+    check_per_layer_output(*tensors.norms, "norms", std::max(norm_count_, tensors.norms->numel()), device_);
   }
   check_number(tensors.grad_scale, "grad_scale", device_);
   check_number(tensors.found_inf, "found_inf", device_);
+}
+
+// An expanded parameter may say that it has more elements than a stepper could be made for.
+bool StepTable::are_all_plain() const {
+  return std::all_of(params_.begin(), params_.end(), [](const Param& param) { return is_plain(param.tensor); });
 }
 
 std::unique_ptr<Stepper> StepTable::make_stepper() const {
@@ -188,7 +208,7 @@ bool StepTable::step(const py::dict& state, const py::sequence& hyperparameters,
     if (param.tensor.device() != device_) return false;
   }
   check_tensors(pull, tensors);
-  if (!stepper_) stepper_ = make_stepper();
+  if (!stepper_ && are_all_plain()) stepper_ = make_stepper();
   if (!stepper_ || c10::impl::dispatch_mode_enabled()) return false;
   state_.refresh(state);
   for (size_t i = 0; i < params_.size(); ++i) {
@@ -212,8 +232,10 @@ bool StepTable::gather(size_t index, double pull, const StepTensors& tensors) {
   layer.center = Span();
   layer.pull.value = 0;
   if (pull != 0 && param.center.has_value()) {
-    if (param.center->device() != device_ || !in_wire_order(tensor, param.wire_strides)) return false;
-    layer.center = read_span(*param.center);
+    const at::Tensor& center = *param.center;  // which may be other than it was
+    if (center.device() != device_ || center.numel() != numels_[index] || !is_plain(center)) return false;
+    if (!in_wire_order(tensor, param.wire_strides)) return false;
+    layer.center = read_span(center);
     layer.pull.value = pull;
   }
   const Group& group = groups_[param.group];

@@ -51,6 +51,7 @@ class StepTable {
   Group read_group(pybind11::handle values, size_t index) const;
   void read_groups(const pybind11::sequence& hyperparameters);
   void check_tensors(double pull, const StepTensors& tensors) const;
+  bool are_all_plain() const;
   std::unique_ptr<Stepper> make_stepper() const;
   // Sets the entry of a layer; false if torch must step it.
   bool gather(size_t index, double pull, const StepTensors& tensors);

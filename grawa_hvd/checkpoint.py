@@ -75,11 +75,14 @@ def load(path: str | os.PathLike[str], model: torch.nn.Module, optimizer: Any) -
 
     def load_own() -> None:
         whole = _read(path)
-        if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-            raise ValueError(f"path must be a checkpoint of grawa_hvd.checkpoint.save, but {path} is none")
+        if not _is_whole(whole):
+            raise _no_checkpoint(path)
         parts.extend(whole["parts"])
         as_many = len(parts) == transport.size and parts[transport.rank] is not None
-        own = _read(path.with_name(parts[transport.rank] if as_many else next(filter(None, parts))))
+        part = path.with_name(parts[transport.rank] if as_many else next(filter(None, parts)))
+        own = _read(part)
+        if not (isinstance(own, dict) and own.keys() >= {"model", "optimizer", "more"}):
+            raise _no_checkpoint(part)
         model.load_state_dict(own["model"] if as_many else whole["model"])
         optimizer.load_state_dict(own["optimizer"] if as_many else _of_another(own["optimizer"]))
         more.update(own["more"])
@@ -127,7 +130,24 @@ def _together(transport: Transport, work: Callable[[], None]) -> None:
 
 
 def _read(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged file torch raises what it likes
+        raise _no_checkpoint(path) from error
+
+
+def _no_checkpoint(path: Path) -> ValueError:
+    return ValueError(
+        f"path must be a checkpoint of grawa_hvd.checkpoint.save, but {path} is none: damaged, or of something else"
+    )
+
+
+def _is_whole(read: Any) -> bool:
+    parts = read.get("parts") if isinstance(read, dict) and read.get("format") == FORMAT else None
+    is_list = isinstance(parts, list) and all(one is None or isinstance(one, str) for one in parts)
+    return is_list and any(parts or []) and isinstance(read.get("model"), dict)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.averaging.policy import Mix
+from grawa_hvd.checked import is_same
 from grawa_hvd.model.cut import Groups
 from grawa_hvd.model.names import OwnedNames, refuse_complex, refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
@@ -114,7 +115,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     Source: Dimlioglu & Choromanska, "GRAWA: Gradient-based Weighted Averaging for Distributed Training of Deep Learning
     Models", AISTATS 2024: algorithms 1 and 2, appendix G for `scores="local"`.
     """
-    if gradient_predivide_factor != 1.0:
+    if not isinstance(gradient_predivide_factor, (int, float)) or gradient_predivide_factor != 1.0:
         raise ValueError(
             f"gradient_predivide_factor must be 1.0, but is {gradient_predivide_factor!r}: gradients are not reduced"
         )
@@ -141,7 +142,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     refuse_complex(OwnedNames(optimizer, names).current())
     warn_of_anchored(optimizer)
     transport = chosen_transport(process_set, process_group, device_mesh)
-    if op is not None and op != transport.average:
+    if op is not None and not is_same(op, transport.average):
         raise ValueError(
             f"op must be {transport.average_name}, but is {op!r}: models are averaged here, gradients are not reduced"
         )

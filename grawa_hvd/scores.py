@@ -15,6 +15,7 @@ from torch import Tensor
 from grawa_hvd import ops
 from grawa_hvd.aside import aside
 from grawa_hvd.caller import stacklevel
+from grawa_hvd.checked import check_number
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def scores_source(scores: str | Callable[[], Any] | Scores) -> Scores:
     """
     if isinstance(scores, (LocalScores, FreshScores)):
         return scores
-    if scores == "local":
+    if isinstance(scores, str) and scores == "local":
         return LocalScores()
     if callable(scores):
         return FreshScores(scores)
@@ -191,5 +192,4 @@ def _checked_loss(loss: Any) -> float:
 
 
 def _check_decay(decay: float) -> None:
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be at least 0 and below 1, but is {decay!r}")
+    check_number("decay", decay, lambda x: 0 <= x < 1, "at least 0 and below 1")

@@ -11,6 +11,7 @@ import torch
 
 from grawa_hvd.averaging.policy import Column, Mix, Recipe
 from grawa_hvd.averaging.registry import policy
+from grawa_hvd.checked import check_choice, check_integer, check_number, plain_number
 from grawa_hvd.description import described
 from grawa_hvd.model.buffers import Buffers
 from grawa_hvd.model.cut import Groups, validated_groups
@@ -24,11 +25,6 @@ NUMBERS = (
     "period", "pull", "proximity", "outer_momentum", "groups", "overlap", "fragments", "local_period", "warmup_steps",
     "optimizer_state_period",
 )  # fmt: skip
-
-
-def plain_number(value: Any) -> Any:
-    """A number of NumPy, or a tensor of no dimension, as the number of Python's that it is; all else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 @dataclass
@@ -76,19 +72,16 @@ class Settings:
         self._check_schedule()
         most = None if callable(self.period) else self.period
         allowed = "at least 0" if most is None else f"from 0 to the period, {most}"
-        _check_range("pull", self.pull, lambda x: 0 <= x <= 1, "from 0 to 1")
-        _check_range("proximity", self.proximity, lambda x: x >= 0 and (most is None or x <= most), allowed)
-        _check_range("outer_momentum", self.outer_momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
-        if self.layers not in ("parameter", "module"):
-            raise ValueError(f'layers must be "parameter" or "module", but is {self.layers!r}')
-        if self.optimizer_state not in ("keep", "average", "reset"):
-            allowed = '"keep", "average" or "reset"'
-            raise ValueError(f"optimizer_state must be {allowed}, but is {self.optimizer_state!r}")
+        check_number("pull", self.pull, lambda x: 0 <= x <= 1, "from 0 to 1")
+        check_number("proximity", self.proximity, lambda x: x >= 0 and (most is None or x <= most), allowed)
+        check_number("outer_momentum", self.outer_momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
+        check_choice("layers", self.layers, "parameter", "module")
+        check_choice("optimizer_state", self.optimizer_state, "keep", "average", "reset")
         if self.optimizer_state == "average" and self.overlap:
             raise ValueError(
                 'optimizer_state="average" needs overlap=0: the average would undo the steps taken meanwhile'
             )
-        _check_integer("optimizer_state_period", self.optimizer_state_period, 1)
+        check_integer("optimizer_state_period", self.optimizer_state_period, 1)
         self.buffers = self.buffers if isinstance(self.buffers, Buffers) else Buffers(self.buffers)
         self.pull, self.proximity = float(self.pull), float(self.proximity)
         self.outer_momentum = float(self.outer_momentum)
@@ -98,18 +91,18 @@ class Settings:
 
     def _check_schedule(self) -> None:
         if callable(self.period):
-            _check_integer("fragments", self.fragments, 1)
-            _check_integer("overlap", self.overlap, 0)
+            check_integer("fragments", self.fragments, 1)
+            check_integer("overlap", self.overlap, 0)
             local = 2**31
         else:
-            _check_integer("period", self.period, 1)
-            _check_integer("fragments", self.fragments, 1, self.period)
+            check_integer("period", self.period, 1)
+            check_integer("fragments", self.fragments, 1, self.period)
             # A fragment's round is over before its next one starts.
-            _check_integer("overlap", self.overlap, 0, self.period - 1)
+            check_integer("overlap", self.overlap, 0, self.period - 1)
             local = self.period - 1
         if self.local_period is not None:
-            _check_integer("local_period", self.local_period, 1, local)
-        _check_integer("warmup_steps", self.warmup_steps, 0)
+            check_integer("local_period", self.local_period, 1, local)
+        check_integer("warmup_steps", self.warmup_steps, 0)
         self.schedule = Schedule(self.period, self.fragments, self.local_period or 0, self.warmup_steps)
 
     def _chosen_outer(self) -> OuterFactory | None:
@@ -211,14 +204,3 @@ def _checked_outer(factory: Any) -> str:
             f"{made!r}"
         )
     return f"{type(made).__name__}({described(made.defaults)})"
-
-
-def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an integer {allowed}, but is {value!r}")
-
-
-def _check_range(name: str, value: Any, right: Callable[[float], bool], allowed: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not right(value):
-        raise ValueError(f"{name} must be {allowed}, but is {value!r}")

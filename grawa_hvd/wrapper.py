@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from grawa_hvd import checkpoint_tools
+from grawa_hvd.checked import plain_number
 from grawa_hvd.copies import copied
 from grawa_hvd.owned import Owned
 from grawa_hvd.report import OnRound, RoundReport
-from grawa_hvd.settings import Settings, plain_number
+from grawa_hvd.settings import Settings
 from grawa_hvd.step.intake import Intake
 from grawa_hvd.step.local_step import LocalStep
 from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
@@ -39,8 +40,8 @@ def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
 def checked_passes(passes: int) -> int:
     """`backward_passes_per_step`, as `hvd.DistributedOptimizer` checks it."""
     passes = plain_number(passes)
-    if passes <= 0:
-        raise ValueError("backward_passes_per_step must be > 0")
+    if isinstance(passes, bool) or not isinstance(passes, int) or passes <= 0:
+        raise ValueError(f"backward_passes_per_step must be > 0 and an integer, but is {passes!r}")
     return passes
 
 

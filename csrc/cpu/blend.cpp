@@ -63,8 +63,9 @@ void blend_cpu(at::TensorList tensors, const at::Tensor& center, const at::Tenso
     check_list_entry(tensors[i], "tensors", i, at::kCPU);
     check_strided(tensors[i], "tensors", i);
     check_writable(tensors[i], "tensors", i);
-    work.spans.push_back(work.copies.span_of(tensors[i], Access::kWrite));
   }
+  check_apart(tensors, "tensors");
+  for (const at::Tensor& tensor : tensors) work.spans.push_back(work.copies.span_of(tensor, Access::kWrite));
   blend(ChunkMap(numels_of(tensors)), work, center, pull, distances);
   work.copies.put_back();
   for (const at::Tensor& tensor : tensors) mark_written(tensor);

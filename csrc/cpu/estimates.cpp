@@ -25,5 +25,7 @@ void update_estimates_cpu(const at::Tensor& sums, const at::Tensor& counts, cons
 }  // namespace
 
 TORCH_LIBRARY_IMPL(grawa, CPU, m) { m.impl("update_estimates_", update_estimates_cpu); }
+// For the message.
+TORCH_LIBRARY_IMPL(grawa, SparseCPU, m) { m.impl("update_estimates_", update_estimates_cpu); }
 
 }  // namespace grawa::cpu

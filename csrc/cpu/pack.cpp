@@ -63,9 +63,12 @@ void pack_cpu(at::TensorList tensors, const at::Tensor& weights, const at::Tenso
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_list_entry(tensors[i], "tensors", i, at::kCPU);
     check_strided(tensors[i], "tensors", i);
-    work.spans.push_back(work.copies.span_of(tensors[i], Access::kRead));
   }
-  pack(ChunkMap(numels_of(tensors)), work, weights, out, base);
+  const std::vector<int64_t> numels = numels_of(tensors);
+  // Before copies are made of tensors that may be expanded to more elements than there is memory for.
+  check_flat(out, "out", total_of(numels, "tensors"), at::kCPU);
+  for (const at::Tensor& tensor : tensors) work.spans.push_back(work.copies.span_of(tensor, Access::kRead));
+  pack(ChunkMap(numels), work, weights, out, base);
 }
 
 }  // namespace

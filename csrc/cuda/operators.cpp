@@ -73,6 +73,9 @@ void blend_cuda(at::TensorList tensors, const at::Tensor& center, const at::Tens
     check_list_entry(tensors[i], "tensors", i, device);
     check_strided(tensors[i], "tensors", i);
     check_writable(tensors[i], "tensors", i);
+  }
+  check_apart(tensors, "tensors");
+  for (size_t i = 0; i < tensors.size(); ++i) {
     table.set(i, copies.span_of(tensors[i], Access::kWrite), tensors[i].numel());
   }
   blend(table, center, pull, distances);
@@ -94,6 +97,7 @@ TORCH_LIBRARY_IMPL(grawa, SparseCUDA, m) {
   m.impl("layer_norms", layer_norms_cuda);
   m.impl("pack", pack_cuda);
   m.impl("blend_", blend_cuda);
+  m.impl("update_estimates_", update_estimates);
 }
 
 }  // namespace grawa::cuda

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.policy import Recipe
 from grawa_hvd.averaging.uniform import Uniform
+from grawa_hvd.checked import check_number
 
 NO_WAY = 1e-30  # a distance below this has no direction
 
@@ -58,10 +59,8 @@ class DPPF(Uniform):
     push: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must be above 0 and at most 1, but is {self.alpha!r}")
-        if not self.push >= 0:
-            raise ValueError(f"push must be at least 0, but is {self.push!r}")
+        check_number("alpha", self.alpha, lambda x: 0 < x <= 1, "above 0 and at most 1")
+        check_number("push", self.push, lambda x: x >= 0, "at least 0")
 
     def recipe(self) -> Recipe:
         """The plain mean, and the two forces."""

@@ -10,6 +10,7 @@ import torch
 
 from grawa_hvd.averaging.policy import Recipe
 from grawa_hvd.averaging.uniform import Uniform
+from grawa_hvd.checked import check_number
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class EASGD(Uniform):
     beta: float = 0.43
 
     def __post_init__(self) -> None:
-        if not 0 < self.beta <= 1:
-            raise ValueError(f"beta must be above 0 and at most 1, but is {self.beta!r}")
+        check_number("beta", self.beta, lambda x: 0 < x <= 1, "above 0 and at most 1")
 
     def recipe(self) -> Recipe:
         """The plain mean, a step of β of the centre toward it, and the spring."""

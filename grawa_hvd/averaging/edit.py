@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.averaging.policy import Column, Mixing, Observed, Scored
+from grawa_hvd.checked import check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,9 @@ class EDiT(Scored):
 
     def __post_init__(self) -> None:
         for name in ("temperature", "threshold"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, but is {getattr(self, name)!r}")
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, but is {self.decay!r}")
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 1:
-            raise ValueError(f"warmup must be an integer of at least 1, but is {self.warmup!r}")
+            check_number(name, getattr(self, name), lambda x: x > 0, "above 0")
+        check_number("decay", self.decay, lambda x: 0 <= x < 1, "at least 0 and below 1")
+        check_integer("warmup", self.warmup, 1)
 
     def init(self, workers: int, layers: int) -> Tensor:
         """Mean, variance, and rounds so far, of each worker's d: zeros, [3, M, L]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.averaging.policy import Mixing, Observed, Scored
+from grawa_hvd.checked import check_integer
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class LSGD(Scored):
     window: int = 4
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
-            raise ValueError(f"window must be an integer of at least 1, but is {self.window!r}")
+        check_integer("window", self.window, 1)
 
     def init(self, workers: int, layers: int) -> Tensor:
         """No losses yet: [window, M], NaN."""

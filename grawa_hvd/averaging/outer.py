@@ -18,6 +18,7 @@ import torch
 
 from grawa_hvd.averaging.policy import Mix, Recipe
 from grawa_hvd.averaging.uniform import Uniform
+from grawa_hvd.checked import check_number
 
 
 def _outer_sgd(mix: Mix, lr: float, momentum: float, nesterov: bool) -> Recipe:
@@ -30,10 +31,8 @@ def _outer_sgd(mix: Mix, lr: float, momentum: float, nesterov: bool) -> Recipe:
 
 
 def _check(lr: float, momentum: float) -> None:
-    if not lr > 0:
-        raise ValueError(f"lr must be above 0, but is {lr!r}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, but is {momentum!r}")
+    check_number("lr", lr, lambda x: x > 0, "above 0")
+    check_number("momentum", momentum, lambda x: 0 <= x < 1, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)

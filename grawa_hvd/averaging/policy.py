@@ -18,6 +18,7 @@ from torch import Tensor
 
 from grawa_hvd.averaging.weights import inverse_weights
 from grawa_hvd.caller import stacklevel
+from grawa_hvd.checked import check_number
 from grawa_hvd.description import described_fields
 from grawa_hvd.errors import AllWorkersDivergedError
 
@@ -223,8 +224,7 @@ class Averaging(Scored):
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
+        check_number("floor", self.floor, lambda x: 0 <= x <= 1, "from 0 to 1")
 
     def weights(self, scores: Tensor) -> Tensor:
         """β ∝ 1/s.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.averaging.policy import Observed, Scored
+from grawa_hvd.checked import check_number
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,10 @@ class Weighted(Scored):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.by not in ("samples", "loss", "accuracy") and not callable(self.by):
+        if not callable(self.by) and not (isinstance(self.by, str) and self.by in ("samples", "loss", "accuracy")):
             raise ValueError(f'by must be "samples", "loss", "accuracy" or a function, but is {self.by!r}')
-        if not self.power >= 0:
-            raise ValueError(f"power must be at least 0, but is {self.power!r}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, but is {self.temperature!r}")
+        check_number("power", self.power, lambda x: x >= 0, "at least 0")
+        check_number("temperature", self.temperature, lambda x: x > 0, "above 0")
 
     def scores(self, observed: Observed) -> Tensor:
         """What was reported, or what the function says."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from collections.abc import Callable
 
 import torch
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace, fail: Callable[[str], None]) -> int:
     """Print what was found; `fail` ends the program with a message about the arguments."""
-    if given.timeout <= 0:
+    if not 0 < given.timeout < threading.TIMEOUT_MAX:
         fail(f"--timeout must be above 0, but is {given.timeout:g}")
     if given.ranks_per_host < 1:
         fail(f"--ranks-per-host must be 1 or more, but is {given.ranks_per_host}")

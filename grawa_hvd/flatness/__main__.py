@@ -35,8 +35,8 @@ def factory(name: str) -> Callable[[], Any]:
     return found
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """The options."""
+def options_parser() -> argparse.ArgumentParser:
+    """Of the options."""
     parser = argparse.ArgumentParser(
         prog="python -m grawa_hvd.flatness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="where to compute, as cuda:0 (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all of it there, eigenvalues and weights included")
     add("--quiet", action="store_true", help="show no progress")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def as_json(found: Flatness) -> str:
@@ -69,20 +69,33 @@ def as_json(found: Flatness) -> str:
     return json.dumps({**plain, "lanczos_norm": found.lanczos_norm}, indent=1)
 
 
+def load(model: torch.nn.Module, path: Path, parser: argparse.ArgumentParser) -> None:
+    """Give the model the weights of a file."""
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # of a file that is no such thing torch raises what it likes
+        parser.error(f"--weights must be a state_dict of the model, by torch.save, but {path} is none: {error}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and write where it is asked for."""
     sys.path.insert(0, os.getcwd())
-    options = parse(arguments)
-    model = options.model().to(options.device)
+    parser = options_parser()
+    options = parser.parse_args(arguments)
+    model = options.model()
+    try:
+        model = model.to(options.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device must be one that torch has here, but is {options.device!r}: {error}")
     if options.weights:
-        model.load_state_dict(torch.load(options.weights, map_location=options.device, weights_only=True))
+        load(model, options.weights, parser)
     try:
         found = flatness(
             model, options.loss, options.data(), vectors=options.vectors, iterations=options.iterations,
             seed=options.seed, progress=not options.quiet,
         )  # fmt: skip
     except (ImportError, ValueError) as error:
-        sys.exit(f"python -m grawa_hvd.flatness: {error}")
+        parser.error(str(error))
     print(found)
     if options.json:
         options.json.write_text(as_json(found))

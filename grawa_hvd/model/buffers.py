@@ -27,10 +27,11 @@ class Buffers:
 
     def __init__(self, source: str | nn.Module | Iterable[tuple[str, Tensor]] = "keep") -> None:
         self._model = source if isinstance(source, nn.Module) else None
-        self._given: list[tuple[str, Tensor]] = []
-        if not isinstance(source, (str, nn.Module)):
-            self._given = list(source)
-        if (isinstance(source, str) and source != "keep") or not all(map(_is_named_tensor, self._given)):
+        is_list = isinstance(source, Iterable) and not isinstance(source, (str, bytes, Tensor, nn.Module))
+        given: Any = source if is_list else ()
+        self._given: list[tuple[str, Tensor]] = list(given)
+        keeps = isinstance(source, str) and source == "keep"
+        if not (is_list or keeps or self._model is not None) or not all(map(_is_named_tensor, self._given)):
             allowed = '"keep", the model, or pairs of name and tensor as model.named_buffers()'
             raise ValueError(f"buffers must be {allowed}, but is {source!r}")
 

@@ -20,8 +20,12 @@ def validated_groups(groups: Groups) -> Groups:
     """
     if groups is None:
         return None
-    if not (isinstance(groups, list) or groups > 0):
-        raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
+    is_count = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0
+    is_list = isinstance(groups, list) and all(isinstance(group, (list, tuple)) for group in groups)
+    if not (is_count or is_list):
+        raise ValueError(
+            f"groups should be a non-negative integer or a list of list of torch.Tensor., but is {groups!r}"
+        )
     if isinstance(groups, list):
         seen: set[int] = set()
         for parameter in (parameter for group in groups for parameter in group):

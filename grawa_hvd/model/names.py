@@ -23,8 +23,9 @@ def validated_names(
     owned = [parameter for group in param_groups for parameter in group["params"]]
     if named_parameters is None:
         return dict(unnamed(param_groups))
-    pairs = list(named_parameters)
-    if any(not isinstance(pair, tuple) for pair in pairs):
+    is_list = isinstance(named_parameters, Iterable) and not isinstance(named_parameters, Tensor)
+    pairs: list[Any] = list(named_parameters) if is_list else [named_parameters]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor) for pair in pairs):
         raise ValueError(
             "named_parameters should be a sequence of tuples (name, parameter), "
             "usually produced by model.named_parameters()."

@@ -49,7 +49,7 @@ def flat(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Reference of `grawa_hvd.ops.layer_norms`, same arguments and result."""
-    _check_tensors(tensors, "tensors")
+    _check_tensors(tensors, "tensors", torch.strided, torch.sparse_coo)
     is_wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     norms = [_norm(tensor.coalesce().values() if tensor.is_sparse else tensor) for tensor in tensors]
     return torch.stack(norms).to(torch.float64 if is_wide else torch.float32)
@@ -59,7 +59,7 @@ def layer_norms(tensors: Sequence[Tensor]) -> Tensor:
 def pack(tensors: Sequence[Tensor], weights: Tensor, out: Tensor, base: Tensor | None = None) -> None:
     """Reference of `grawa_hvd.ops.pack`, same arguments and result."""
     _check_tensors(tensors, "tensors")
-    _check(weights.shape == (len(tensors),), f"weights has shape {list(weights.shape)}: [{len(tensors)}] is needed")
+    _check_per_layer(weights, "weights", len(tensors))
     _check_flat(out, "out", tensors)
     if base is not None:
         _check_flat(base, "base", tensors)
@@ -77,7 +77,9 @@ def pack(tensors: Sequence[Tensor], weights: Tensor, out: Tensor, base: Tensor |
 def blend_(tensors: Sequence[Tensor], center: Tensor, pull: Tensor, distances: Tensor | None = None) -> None:
     """Reference of `grawa_hvd.ops.blend_`, same arguments and result."""
     _check_tensors(tensors, "tensors")
-    _check(pull.shape == (len(tensors),), f"pull has shape {list(pull.shape)}: [{len(tensors)}] is needed")
+    _check_per_layer(pull, "pull", len(tensors))
+    if distances is not None:
+        _check_per_layer(distances, "distances", len(tensors))
     _check_flat(center, "center", tensors)
     for index, (tensor, amount, (begin, end)) in enumerate(zip(tensors, pull, _ranges(tensors), strict=True)):
         arithmetic = _arithmetic_dtype(tensor, center)
@@ -99,8 +101,8 @@ def blend_(tensors: Sequence[Tensor], center: Tensor, pull: Tensor, distances: T
 def update_estimates_(sums: Tensor, counts: Tensor, norms: Tensor, decay: float) -> None:
     """Reference of `grawa_hvd.ops.update_estimates_`, same arguments and result."""
     _check(0 <= decay < 1, f"decay is {decay}: it must be in [0, 1)")
-    for name, tensor in (("sums", sums), ("counts", counts)):
-        _check(tensor.shape == norms.shape, f"{name} has shape {list(tensor.shape)}: {list(norms.shape)} is needed")
+    for name, tensor in (("norms", norms), ("sums", sums), ("counts", counts)):
+        _check_per_layer(tensor, name, norms.numel())
     is_new = norms != NO_GRADIENT
     sums.copy_(torch.where(is_new, decay * sums + (1 - decay) * norms.to(sums.dtype), sums))
     counts.copy_(torch.where(is_new, decay * counts + (1 - decay), counts))
@@ -131,15 +133,30 @@ def _ranges(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
     return pairwise(offsets)
 
 
-def _check_tensors(tensors: Sequence[Tensor], name: str) -> None:
+def _check_tensors(tensors: Sequence[Tensor], name: str, *layouts: torch.layout) -> None:
     for index, tensor in enumerate(tensors):
+        _check_layout(tensor, f"{name}[{index}]", layouts or (torch.strided,))
         _check(
             tensor.dtype in FLOAT_DTYPES,
             f"{name}[{index}] has dtype {tensor.dtype}: float16, bfloat16, float32 and float64 are allowed",
         )
 
 
+def _check_layout(tensor: Tensor, name: str, layouts: Sequence[torch.layout] = (torch.strided,)) -> None:
+    allowed = " and ".join(str(layout) for layout in layouts)
+    _check(tensor.layout in layouts, f"{name} has layout {tensor.layout}: {allowed} are allowed")
+    _check(not tensor.is_nested, f"{name} is a nested tensor: plain ones are allowed")
+
+
+def _check_per_layer(tensor: Tensor, name: str, layers: int) -> None:
+    _check_layout(tensor, name)
+    _check(tensor.shape == (layers,), f"{name} has shape {list(tensor.shape)}: [{layers}] is needed")
+    right = tensor.dtype in (torch.float32, torch.float64)
+    _check(right, f"{name} has dtype {tensor.dtype}: float32 and float64 are allowed")
+
+
 def _check_flat(tensor: Tensor, name: str, tensors: Sequence[Tensor]) -> None:
+    _check_layout(tensor, name)
     numel = sum(tensor.numel() for tensor in tensors)
     _check(tensor.shape == (numel,), f"{name} has shape {list(tensor.shape)}: [{numel}] is needed")
     _check(tensor.dtype in FLOAT_DTYPES, f"{name} has dtype {tensor.dtype}")

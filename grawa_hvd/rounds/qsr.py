@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from grawa_hvd.checked import check_integer, check_number
 from grawa_hvd.rounds.rows import Progress
 
 LONGEST = 2**31  # steps: what a learning rate close to zero would exceed
@@ -34,10 +35,8 @@ class QSR:
     lr: Callable[[int], float]
 
     def __post_init__(self) -> None:
-        if isinstance(self.base, bool) or not isinstance(self.base, int) or self.base < 1:
-            raise ValueError(f"base must be an integer of at least 1, but is {self.base!r}")
-        if not self.a > 0:
-            raise ValueError(f"a must be above 0, but is {self.a!r}")
+        check_integer("base", self.base, 1)
+        check_number("a", self.a, lambda x: x > 0, "above 0")
         if not callable(self.lr):
             raise ValueError(f"lr must be a function of the step that returns the learning rate, but is {self.lr!r}")
 

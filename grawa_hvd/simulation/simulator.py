@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from grawa_hvd.averaging.policy import Mix
+from grawa_hvd.checked import check_integer
 from grawa_hvd.rounds.outer import OuterFactory
 from grawa_hvd.rounds.schedule import Period
 from grawa_hvd.scores import FreshScores, LocalScores
@@ -84,12 +85,12 @@ def simulate(
 
     Source: Dimlioglu & Choromanska, AISTATS 2024, algorithms 1 and 2.
     """
-    _check_integer("steps", steps, 1)
-    _check_integer("batch_size", batch_size, 1)
-    _check_integer("seed", seed, 0, SEEDS - 1)
+    check_integer("steps", steps, 1)
+    check_integer("batch_size", batch_size, 1)
+    check_integer("seed", seed, 0, SEEDS - 1)
     for name, value in (("every", every), ("chunk_size", chunk_size)):
         if value is not None:
-            _check_integer(name, value, 1)
+            check_integer(name, value, 1)
     for name, given in (("loss", loss), ("accuracy", accuracy), ("evaluate", evaluate)):
         if not callable(given) and not (given is None and name != "loss"):
             raise ValueError(f"{name} must be callable, but is {given!r}")
@@ -111,9 +112,9 @@ def _source(scores: Any) -> LocalScores | FreshScores:
     """What `scores=` stands for among real ranks; where a batch is needed, the run gives it."""
     if isinstance(scores, LocalScores):
         return scores
-    if scores == "local":
+    if isinstance(scores, str) and scores == "local":
         return LocalScores()
-    if scores == "fresh" or _is_batch(scores):
+    if (isinstance(scores, str) and scores == "fresh") or _is_batch(scores):
         return FreshScores(_needs_a_batch)
     raise ValueError(
         f'scores must be "local", LocalScores(…), "fresh", or a batch as a pair of tensors, but is {scores!r}'
@@ -127,9 +128,3 @@ def _is_batch(scores: Any) -> bool:
 
 def _needs_a_batch() -> None:
     raise AssertionError("the cohort gives the gradients")
-
-
-def _check_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be an integer {allowed}, but is {value!r}")

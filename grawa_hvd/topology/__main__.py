@@ -13,12 +13,13 @@ from grawa_hvd.topology.plot import plot
 
 def main(arguments: list[str] | None = None) -> None:
     """Print a table of graphs, and write what was asked for."""
-    asked = _parsed(arguments)
+    parser = _parser()
+    asked = parser.parse_args(arguments)
     history: list[float] = []
     try:
         found = search(asked.workers, asked.degree, asked.seed, asked.steps, progress=True, history=history)
     except (ValueError, ImportError) as error:
-        raise SystemExit(f"grawa_hvd.topology: {error}") from error
+        parser.error(str(error))
     graphs = {**_named(asked.workers), f"lattice of degree {asked.degree}": lattice(asked.workers, asked.degree)}
     graphs["found"] = found
     print(f"{'graph':24}{'degree':>8}{'metropolis ρ':>14}{'laplacian ρ':>13}")
@@ -41,7 +42,7 @@ def _named(workers: int) -> dict[str, Graph]:
     return graphs
 
 
-def _parsed(arguments: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m grawa_hvd.topology", description=__doc__)
     parser.add_argument("--workers", type=int, required=True, help="number of workers, at least 3")
     parser.add_argument("--degree", type=int, required=True, help="neighbors of each, from 2 to workers − 1")
@@ -49,7 +50,7 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="swaps to try; more find better graphs (default: a minute at most)")
     parser.add_argument("--edges", type=Path, metavar="FILE", help="write the graph found, for networkx.read_edgelist")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture, as .png or .svg")
-    return parser.parse_args(arguments)
+    return parser
 
 
 if __name__ == "__main__":

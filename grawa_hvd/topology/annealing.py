@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grawa_hvd.checked import check_integer
 from grawa_hvd.topology.graphs import Graph, check_degree, networkx, random_regular
 
 # What a swap changes falls with the square of the number of workers, and with it the temperatures; found by trial.
@@ -45,8 +46,7 @@ def search(
     """
     check_degree(workers, degree)
     steps = _steps_for(workers) if steps is None else steps
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, but is {steps}")
+    check_integer("steps", steps, 1)
     cooling = min(steps, COOLING)
     rng, wiring = random.Random(seed), _Wiring(random_regular(workers, degree, seed), degree)
     now = least = wiring.objective()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from grawa_hvd.checked import check_integer
+
 Graph = Any  # networkx.Graph; networkx is imported where it is used
 
 
@@ -89,8 +91,9 @@ def named(name: str, workers: int) -> Graph:
     Raises:
         ValueError: if there is no such name, or no such graph of so many workers.
     """
-    if name not in NAMED:
+    if not isinstance(name, str) or name not in NAMED:
         raise ValueError(f"graph must be one of {', '.join(map(repr, NAMED))}, or a networkx graph, but is {name!r}")
+    check_integer("workers", workers, 1)
     return NAMED[name](workers)
 
 
@@ -100,8 +103,9 @@ def check_degree(workers: int, degree: int) -> None:
     Raises:
         ValueError: if the degree is not from 2 to workers − 1, or workers · degree is odd.
     """
-    if not 2 <= degree < workers:
-        raise ValueError(f"degree must be from 2 to {workers - 1} for {workers} workers, but is {degree}")
+    check_integer("workers", workers, 1)
+    if isinstance(degree, bool) or not isinstance(degree, int) or not 2 <= degree < workers:
+        raise ValueError(f"degree must be from 2 to {workers - 1} for {workers} workers, but is {degree!r}")
     if workers * degree % 2:
         raise ValueError(f"degree must be even for an odd number of workers, {workers}, but is {degree}")
 

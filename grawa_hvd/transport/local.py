@@ -24,8 +24,15 @@ class _World:
         self.size = size
         self.condition = threading.Condition()
         self.buffers: defaultdict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
+        self.taken: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # who has what it waited for
         self.absent: set[int] = set()
         self.groups: dict[tuple[str, int], _World] = {}  # by name, and by how often it was asked for before
+
+    def take(self, key: tuple[str, int], rank: int) -> None:
+        """Note that a worker has what it waited for; behind the last one nothing of it is kept."""
+        self.taken[key].add(rank)
+        if len(self.taken[key] | self.absent) == self.size:
+            del self.taken[key], self.buffers[key]
 
 
 class LocalTransport(Transport):
@@ -64,13 +71,13 @@ class LocalTransport(Transport):
 
     def sum_(self, buffer: Tensor, name: str) -> _LocalSum:
         """Hand a buffer in; the sum is made by each worker, in order of rank, when it waits."""
-        return _LocalSum(self._world, self._hand_in(buffer, name), buffer)
+        return _LocalSum(self._world, self._hand_in(buffer, name), buffer, self._rank)
 
     def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _LocalGathering:
         """Hand a buffer in; each worker that receives it takes it when it waits."""
         sent = len(links.targets(self._rank)) * buffer.numel() * buffer.element_size()
         key = self._hand_in(buffer, f"{name}.neighbors")
-        return _LocalGathering(self._world, key, buffer, links.sources[self._rank], sent)
+        return _LocalGathering(self._world, key, buffer, links.sources[self._rank], sent, self._rank)
 
     def _hand_in(self, buffer: Tensor, name: str) -> tuple[str, int]:
         key = (name, self._uses[name])
@@ -102,17 +109,20 @@ class LocalTransport(Transport):
 
 
 class _LocalSum:
-    def __init__(self, world: _World, key: tuple[str, int], buffer: Tensor) -> None:
-        self._world, self._key, self._buffer = world, key, buffer
+    def __init__(self, world: _World, key: tuple[str, int], buffer: Tensor, rank: int) -> None:
+        self._world, self._key, self._buffer, self._rank = world, key, buffer, rank
+        self._is_over = False
 
     def done(self) -> bool:
-        return len(self._world.buffers[self._key]) + len(self._world.absent) >= self._world.size
+        return self._is_over or len(self._world.buffers[self._key]) + len(self._world.absent) >= self._world.size
 
     def wait(self) -> None:
         with self._world.condition:
             if not self._world.condition.wait_for(self.done, SECONDS):
                 raise TimeoutError(f"{self._key}: only {sorted(self._world.buffers[self._key])} came")
             parts = [part for _, part in sorted(self._world.buffers[self._key].items())]
+            self._world.take(self._key, self._rank)
+            self._is_over = True
         if len({part.shape for part in parts}) > 1:
             raise MismatchedBuffersError(f"{self._key}: {[part.numel() for part in parts]} elements")
         total = parts[0].clone()
@@ -122,17 +132,22 @@ class _LocalSum:
 
 
 class _LocalGathering:
-    def __init__(self, world: _World, key: tuple[str, int], buffer: Tensor, sources: list[int], sent: int) -> None:
+    def __init__(
+        self, world: _World, key: tuple[str, int], buffer: Tensor, sources: list[int], sent: int, rank: int
+    ) -> None:
         self._world, self._key, self._buffer, self._sources, self.bytes = world, key, buffer, sources, sent
+        self._rank, self._is_over = rank, False
 
     def done(self) -> bool:
-        return self._world.buffers[self._key].keys() >= set(self._sources)
+        return self._is_over or self._world.buffers[self._key].keys() >= set(self._sources)
 
     def wait(self) -> Tensor:
         with self._world.condition:
             if not self._world.condition.wait_for(self.done, SECONDS):
                 raise TimeoutError(f"{self._key}: only {sorted(self._world.buffers[self._key])} came")
             parts = [self._world.buffers[self._key][source] for source in self._sources]
+            self._world.take(self._key, self._rank)
+            self._is_over = True
         return torch.stack(parts) if parts else self._buffer.new_empty(0, self._buffer.numel())
 
 

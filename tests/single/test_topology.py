@@ -100,7 +100,7 @@ def test_a_random_regular_graph_is_connected_and_the_same_for_a_seed(workers: in
         (lambda: topology.named("circle", 4), "graph must be one of 'ring'.*but is 'circle'"),
         (lambda: topology.lattice(8, 8), "degree must be from 2 to 7 for 8 workers, but is 8"),
         (lambda: topology.search(7, 3), "degree must be even for an odd number of workers, 7, but is 3"),
-        (lambda: topology.search(8, 3, steps=0), "steps must be at least 1, but is 0"),
+        (lambda: topology.search(8, 3, steps=0), "steps must be an integer of at least 1, but is 0"),
         (lambda: topology.metropolis(networkx.Graph([(1, 2)])), "with nodes 0 to 1"),
         (lambda: topology.metropolis(networkx.DiGraph([(0, 1)])), "graph must be undirected"),
         (lambda: topology.laplacian(networkx.Graph([(0, 1), (2, 3)])), r"connected.* from node 0 to nodes \[2, 3\]"),
@@ -204,5 +204,5 @@ def test_the_command_prints_a_table_and_writes_edges_and_a_picture(tmp_path: Pat
 def test_the_command_names_what_cannot_be() -> None:
     command = [sys.executable, "-m", "grawa_hvd.topology", "--workers", "5", "--degree", "3"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert finished.returncode == 1 and "degree must be even" in finished.stderr
+    assert finished.returncode == 2 and "degree must be even" in finished.stderr
     assert "Traceback" not in finished.stderr
