@@ -22,16 +22,18 @@ from benchmarks import ranks, soak_job, soak_plot, soak_report
 
 METHODS = {"grawa_hvd": "grawa", "hvd.DistributedOptimizer": "horovod"}
 SECONDS_TO_GO = 10.0  # for processes to end after the launcher has
-WAITS_FOR_WHOLE = 30.0  # seconds that a fault waits at most
 
 
 def disturb(job: soak_job.Job, faults: list[soak_job.Fault], seconds: float, bar: tqdm) -> None:
-    """Inject the faults when they are due and the job is whole, or has not become so in half a minute."""
+    """Inject the faults when they are due and the job is whole."""
     begin, left = time.monotonic(), list(faults)
+    whole = begin
     while (spent := time.monotonic() - begin) < seconds:
-        job.check()
-        if left and spent >= left[0].due and (job.is_whole() or spent >= left[0].due + WAITS_FOR_WHOLE):
-            job.inject(left.pop(0))
+        job.check(in_time=time.monotonic() < whole + soak_job.PATIENCE)
+        if job.is_whole():
+            whole = time.monotonic()
+            if left and spent >= left[0].due:
+                job.inject(left.pop(0))
         last = job.workers().values()
         steps = max((one.get("step", 0) for one in last), default=0)
         bar.set_postfix_str(f"{len(job.injected)} faults, {len(last)} workers, step {steps}", refresh=False)
@@ -43,7 +45,7 @@ def soak(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """One job with its faults, and what it comes to."""
     plan = {
         "method": METHODS[name], "period": options.period, "commit_every": options.commit_every, "batch": options.batch,
-        "lr": options.lr,
+        "lr": options.lr, "gloo_timeout": options.gloo_timeout,
     }  # fmt: skip
     seconds = 60 * options.minutes
     folder = Path(tempfile.mkdtemp(prefix="grawa-soak-"))
@@ -79,6 +81,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--commit-every", type=int, default=32, help="steps, of both methods (default: %(default)s)")
     add("--batch", type=int, default=64, help="of each worker (default: %(default)s)")
     add("--lr", type=float, default=0.05, help="of both methods (default: %(default)s)")
+    add("--gloo-timeout", type=int, default=20, metavar="SECONDS",
+        help="HOROVOD_GLOO_TIMEOUT_SECONDS of both: how long Horovod waits for a dead worker, and for a new one that "
+        "still imports PyTorch (default: %(default)s)")  # fmt: skip
     add("--json", type=Path, help="write all figures there")
     add("--plot", type=Path, help="write the picture there")
     add("--keep", type=Path, metavar="FOLDER", help="write what the jobs said there")

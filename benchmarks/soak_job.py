@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HOSTS = ("localhost", "127.0.0.1", "127.0.1", "127.1")
 COOLDOWN = ("1", "2")  # seconds after which a host that was given up is taken again
 ARMED = {signal.SIGKILL: signal.SIGUSR1, signal.SIGSEGV: signal.SIGUSR2}
-PATIENCE = 60.0  # seconds for what takes a few on an idle machine
+CACHE = "torchinductor_"  # torch's own, among temporary files
+PATIENCE = 180.0  # seconds for what takes ten on an idle machine
 Event = dict[str, Any]
 
 
@@ -72,6 +73,7 @@ class Job:
         environment = {
             **os.environ, "GRAWA_SOAK_PLAN": json.dumps({**plan, "folder": str(folder)}), "OMP_NUM_THREADS": "1",
             "GRAWA_SOAK_MARK": self._mark, "TMPDIR": str(scratch),
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(plan["gloo_timeout"]),
         }  # fmt: skip
         size = str(len(HOSTS))
         with (folder / "output").open("w") as output:
@@ -114,7 +116,7 @@ class Job:
     def check(self, in_time: bool = True) -> None:
         """Raise RuntimeError if the job has ended, or what was waited for has not come in time."""
         if self._launcher.poll() is not None or not in_time:
-            what = "has not come so far in time" if in_time is False else f"ended with {self._launcher.returncode}"
+            what = "did not come that far in time" if not in_time else f"ended with {self._launcher.returncode}"
             raise RuntimeError(f"the job {what}:\n{(self.folder / 'output').read_text()[-4000:]}")
 
     def inject(self, fault: Fault) -> None:
@@ -151,7 +153,7 @@ class Job:
 
     def files_left(self) -> list[str]:
         """What the job's processes left among temporary files."""
-        return sorted(str(path.relative_to(self.folder)) for path in (self.folder / "scratch").rglob("*"))
+        return sorted(one.name for one in (self.folder / "scratch").iterdir() if not one.name.startswith(CACHE))
 
     def end(self) -> None:
         """Kill what is left, and take the launcher's exit code."""

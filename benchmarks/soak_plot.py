@@ -25,9 +25,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     _shares(panels[2], rows)
     versions = results["versions"]
     figure.suptitle(
-        f"4 workers of an elastic horovodrun on one machine ({results['cpu']}, {results['processors']} processors), one "
-        f"of them killed every {results['every']:g} s; horovod {versions['horovod']} over Gloo, torch "
-        f"{versions['torch']}",
+        f"4 workers of an elastic horovodrun on one machine ({results['cpu']}, {results['processors']} processors); "
+        f"every {results['every']:g} s, once all are there, one is killed; horovod {versions['horovod']} over Gloo, "
+        f"torch {versions['torch']}",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip
     figure.savefig(path, dpi=130)
@@ -65,7 +65,8 @@ def _shares(axes: Any, rows: list[dict[str, Any]]) -> None:
                 axes.annotate(f"{width:.0f}%", (left[number] + width / 2, number), ha="center", va="center", fontsize=9)
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.set_yticks(range(len(rows)), [row["name"].replace(".", ".\n") for row in rows], fontsize=9)
-    axes.set(xlim=(0, 100), xlabel="% of the time of all workers", title="Where the time went", ylim=(-1.6, len(rows) - 0.5))
+    axes.set(xlim=(0, 100), ylim=(-1.6, len(rows) - 0.5))
+    axes.set(xlabel="% of the time of all workers", title="Where the time went")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     _plain(axes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import Any
 
@@ -103,7 +104,7 @@ def complaints(row: Event, plan: Event) -> list[str]:
     """What must hold after a soak and does not; empty if all is well."""
     found = []
     fifths = _fifths([loss for _, _, loss in row["loss"]])
-    if any(later >= earlier for earlier, later in zip(fifths, fifths[1:], strict=False)):
+    if any(later >= earlier for earlier, later in itertools.pairwise(fifths)):
         found.append(f"the loss did not keep falling: medians of fifths {[f'{one:.3g}' for one in fifths]}")
     if row["set_back_at_most"] > plan["commit_every"]:
         found.append(f"a worker was set back by {row['set_back_at_most']} steps, a commit is {plan['commit_every']}")

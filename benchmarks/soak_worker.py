@@ -98,6 +98,12 @@ def train_step(step: int) -> None:
     optimizer.step()
 
 
+@torch.no_grad()
+def loss(inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """This worker's own model, on one batch."""
+    return float(torch.nn.functional.mse_loss(model(inputs), targets))
+
+
 @hvd.elastic.run
 def train(state: Any) -> None:
     """Steps, with a commit now and then, until told to stop."""
@@ -109,8 +115,7 @@ def train(state: Any) -> None:
         log("step", step=state.step, seconds=time.perf_counter() - begin, size=hvd.size())
         if state.step % PLAN["commit_every"] == 0:
             if hvd.rank() == 0:
-                with torch.no_grad():
-                    log("loss", step=state.step, loss=float(torch.nn.functional.mse_loss(model(held_out[0]), held_out[1])))
+                log("loss", step=state.step, loss=loss(*held_out))
             stops = told_to_stop()
             log("commit", step=state.step)
             if stops:

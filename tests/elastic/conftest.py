@@ -7,4 +7,4 @@ import pytest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.timeout(150, method="thread"))
+        item.add_marker(pytest.mark.timeout(300, method="thread"))
