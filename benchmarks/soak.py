@@ -97,11 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the jobs, prints the table, and writes JSON and picture where asked; 1 if anything was lost."""
     options = parse(arguments)
     described = ranks.environment()
-    rows = [soak(name, options) for name in options.methods]
-    print(soak_report.table(rows))
+    rows: list[dict[str, Any]] = []
     results = {**described, **{name: getattr(options, name) for name in ("minutes", "every", "seed")}, "rows": rows}
+    for name in options.methods:
+        rows.append(soak(name, options))
+        if options.json is not None:  # what is there already must not depend on the job to come
+            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(soak_report.table(rows))
     if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
         print(f"All figures: {options.json}")
     if options.plot is not None:
         soak_plot.plot(results, options.plot)

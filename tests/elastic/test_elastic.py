@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Note
 from elastic_job import Outcome, Plan, run
 
 TWO_HOSTS = ["localhost:2", "127.0.0.1:2"]
@@ -50,7 +51,8 @@ def assert_all_start_from_the_mean(outcome: Outcome, step: int, before: int, aft
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(momentum: float) -> None:
+def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(momentum: float, fault: Note) -> None:
+    fault("a host is added", "elastic horovodrun")
     hosts = ["localhost:2", "127.0.0.1:1"]
     plan = Plan(["localhost:2"], [{"kind": "hosts", "step": 7, "hosts": hosts}], momentum=momentum)
     outcome = run(plan)
@@ -61,7 +63,8 @@ def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(mom
     assert new["seen"][0]["center"] is not None
 
 
-def test_a_worker_is_taken_away() -> None:
+def test_a_worker_is_taken_away(fault: Note) -> None:
+    fault("a host is taken away", "elastic horovodrun")
     plan = Plan(["localhost:2", "127.0.0.1:1"], [{"kind": "hosts", "step": 7, "hosts": ["localhost:2"]}])
     outcome = run(plan)
     agreed(outcome, 2, plan)
@@ -72,15 +75,17 @@ def test_a_worker_is_taken_away() -> None:
 
 
 @pytest.mark.parametrize("kind", ["kill", "kill in the round"])
-def test_a_worker_is_killed(kind: str) -> None:
+def test_a_worker_is_killed(kind: str, fault: Note) -> None:
     """Its host is given up, and the two of the other go on from the mean of their last commits."""
+    fault(f"SIGKILL {'in a local step' if kind == 'kill' else 'within a round'}", "elastic horovodrun")
     plan = Plan(TWO_HOSTS, [{"kind": kind, "step": 8, "rank": 0}])
     outcome = run(plan)
     agreed(outcome, 2, plan)
     assert_all_start_from_the_mean(outcome, 8, before=4, after=2, survivors=2)
 
 
-def test_a_round_under_way_when_a_worker_dies_is_given_up() -> None:
+def test_a_round_under_way_when_a_worker_dies_is_given_up(fault: Note) -> None:
+    fault("SIGKILL within a round", "elastic horovodrun")
     options = {"averaging": "lgrawa", "period": 4, "overlap": 2, "outer_momentum": 0.5}
     events = [{"kind": "kill in the round", "step": 7, "rank": 3}]
     plan = Plan(TWO_HOSTS, events, steps=22, commit_every=5, momentum=0.9, options=options)
@@ -90,7 +95,8 @@ def test_a_round_under_way_when_a_worker_dies_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("change", ["added", "removed"])
-def test_horovods_own_state_goes_on_as_well(change: str) -> None:
+def test_horovods_own_state_goes_on_as_well(change: str, fault: Note) -> None:
+    fault("a host is added" if change == "added" else "a host is taken away", "elastic horovodrun")
     few, many = ["localhost:2"], ["localhost:2", "127.0.0.1:2"]
     before, after = (few, many) if change == "added" else (many, few)
     plan = Plan(before, [{"kind": "hosts", "step": 7, "hosts": after}], state="stock")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest import Note
 from elastic_job import Outcome, Plan, run
 from horovod.runner.elastic.constants import RESET_LIMIT_EXCEEDED_MESSAGE
 
@@ -40,7 +41,10 @@ def first_at(outcome: Outcome, step: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("slots", [2, 1])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_hosts_added_and_removed(kind: str, slots: int) -> None:
+def test_hosts_added_and_removed(kind: str, slots: int, fault: Note) -> None:
+    if kind != "horovod's":
+        fault("a host is added", "elastic horovodrun")
+        fault("the host of rank 0 is taken away", "elastic horovodrun")
     outcome = run(plan(kind, slots))
     assert outcome.code == 0, outcome.output[-4000:]
     assert outcome.left == []

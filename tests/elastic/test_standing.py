@@ -1,10 +1,11 @@
-"""A worker that stands still, as under a debugger or on a frozen machine: the others wait for a bounded time and say so.
+"""A worker that stands still, as under a debugger: the others wait for a bounded time, and say so.
 
 A short stop costs nothing but the time; after a long one the job ends with an error that says what has happened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import processes
 import pytest
+from conftest import Note
 
+PLACES = {"step": "in a local step", "round": "within a round"}
 RANKS = 3
 LIMIT = 8  # seconds that the others wait
 SECONDS_TO_END = 150  # after the error: Horovod and torchrun give their workers some, and the machine may be busy
@@ -66,32 +69,32 @@ def jobs(tmp_path: Path) -> list[Job]:
         job.end()
 
 
-@pytest.mark.parametrize("place", ["step", "round"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("transport", LAUNCHERS)
 def test_the_others_end_with_an_error_that_says_what_has_happened(
-    transport: str, place: str, tmp_path: Path, jobs: list[Job]
+    transport: str, place: str, tmp_path: Path, jobs: list[Job], fault: Note
 ) -> None:
+    fault(f"SIGSTOP for longer than the limit, {PLACES[place]}: the job ends with an error", LAUNCHERS[transport][0])
     jobs.append(job := Job(transport, place, LIMIT, tmp_path))
     stopped = job.wait_for_stop()
     assert job.process.wait(LIMIT + SECONDS_TO_END) != 0
     errors = job.said("error")
     assert len(errors) == RANKS - 1
-    limit = {"horovod": f"HOROVOD_GLOO_TIMEOUT_SECONDS, which is {LIMIT}", "torch": r"init_process_group\(\)"}[
-        transport
-    ]
+    limit = {"horovod": f"HOROVOD_GLOO_TIMEOUT_SECONDS, which is {LIMIT}", "torch": r"given to init_process_group\(\)"}
     for error in errors:
-        assert re.search(rf"a worker is gone: .*stood still for longer than .*{limit}", error), error
+        assert re.search(rf"a worker is gone: .*stood still for longer than .*{limit[transport]}", error), error
     assert job.said("end") == []
-    try:  # torchrun kills it, Horovod leaves it with a signal that it gets when it goes on
+    with contextlib.suppress(ProcessLookupError):  # torchrun kills it, Horovod's signal waits until it goes on
         os.kill(stopped, signal.SIGCONT)
-    except ProcessLookupError:
-        pass
     assert processes.left(job.mark, seconds=30) == []
 
 
-@pytest.mark.parametrize("place", ["step", "round"])
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("transport", LAUNCHERS)
-def test_after_a_short_stop_the_run_goes_on(transport: str, place: str, tmp_path: Path, jobs: list[Job]) -> None:
+def test_after_a_short_stop_the_run_goes_on(
+    transport: str, place: str, tmp_path: Path, jobs: list[Job], fault: Note
+) -> None:
+    fault(f"SIGSTOP and SIGCONT after 2 s, {PLACES[place]}", LAUNCHERS[transport][0])
     jobs.append(job := Job(transport, place, 120, tmp_path))
     stopped = job.wait_for_stop()
     time.sleep(2)
