@@ -33,25 +33,24 @@ class Fault:
     """A worker's end.
 
     Attributes:
-        due: seconds after the first step.
+        after: so many seconds of work of the whole job.
         victim: in [0, 1), which of the workers.
         signal: what ends it.
         place: "step", wherever it is, or "round", in its next collective.
     """
 
-    due: float
+    after: float
     victim: float
     signal: signal.Signals
     place: str
 
 
 def faults(seed: int, seconds: float, every: float) -> list[Fault]:
-    """The same for the same seed: one every so many seconds, give or take a fifth; a quarter of them by SIGSEGV."""
+    """As many as fit, the same for the same seed: every so many seconds, give or take a fifth; a quarter SIGSEGV."""
     draw, found = random.Random(seed), []
-    for number in range(1, int((seconds - every / 2) / every) + 1):
-        due = every * (number + draw.uniform(-0.2, 0.2))
+    for _ in range(int(seconds / every)):
         kind = signal.SIGSEGV if draw.random() < 0.25 else signal.SIGKILL
-        found.append(Fault(due, draw.random(), kind, draw.choice(["step", "round"])))
+        found.append(Fault(every * draw.uniform(0.8, 1.2), draw.random(), kind, draw.choice(["step", "round"])))
     return found
 
 

@@ -26,7 +26,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     versions = results["versions"]
     figure.suptitle(
         f"4 workers of an elastic horovodrun on one machine ({results['cpu']}, {results['processors']} processors); "
-        f"every {results['every']:g} s, once all are there, one is killed; horovod {versions['horovod']} over Gloo, "
+        f"one is killed {results['every']:g} s after all are there again; horovod {versions['horovod']} over Gloo, "
         f"torch {versions['torch']}",
         x=0.01, ha="left", fontsize=10,
     )  # fmt: skip

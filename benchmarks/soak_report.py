@@ -69,18 +69,15 @@ def figures(logs: list[list[Event]], faults: list[Event], plan: Event) -> Event:
 
 
 def _until(steps: list[Event], fault: Event, size: int) -> float | None:
-    """Seconds from a fault until the first step of a world that began later, of so many workers or more.
+    """Seconds from a fault, which met a whole job, until a step of a later world of so many workers or more.
 
     None if there was none before the end.
     """
     later = sorted((one["time"], one["size"]) for one in steps if one["time"] > fault["time"])
-    if not later:
-        return None
-    before = later[0][1]
-    shrunk = False
+    is_later_world = False
     for time, workers in later:
-        shrunk |= workers < before
-        if shrunk and workers >= size:
+        is_later_world |= workers < fault["workers"]
+        if is_later_world and workers >= size:
             return float(time - fault["time"])
     return None
 

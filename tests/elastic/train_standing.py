@@ -1,6 +1,7 @@
-"""A worker that stands still when it is told to: `horovod|torch FOLDER PLACE`, PLACE "step" or "round".
+"""A worker that stands still when it is told to: `horovod|torch FOLDER step|round [cut]`.
 
-Rank 1 stops itself at the 8th step. Who is done writes a file with its parameters, who fails one with the error.
+Rank 1 stops itself at the 8th step, or, with `cut`, takes the network interface of its host down. Who is done writes a
+file with its parameters, who fails one with the error.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -38,9 +40,12 @@ optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
 
 
 def stand_still() -> None:
-    """Until SIGCONT."""
+    """Until SIGCONT; or go on, without a network."""
     (folder / "stopped").write_text(str(os.getpid()))
-    os.kill(os.getpid(), signal.SIGSTOP)
+    if "cut" in sys.argv[4:]:
+        subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def stand_still_in_sum() -> None:
