@@ -88,7 +88,7 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
-elastic-test: ## workers that are added, taken away and killed, under elastic horovodrun and torchrun
+elastic-test: ## workers that are added, taken away, stopped and killed; ARGS="-m quick": two minutes of them
 	@$(SETUP) test examples
 	timeout 3600 $(BIN)/python -m pytest tests/elastic --faults benchmarks/results/faults.json $(ARGS)
 

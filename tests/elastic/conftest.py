@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-Note = Callable[[str, str], None]
-FAULTS = pytest.StashKey[list[dict[str, str]]]()
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--faults", type=Path, metavar="FILE", help="note there which faults were injected and survived")
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "quick: the most telling ones, two minutes together on an idle machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.timeout(300, method="thread"))
-
-
-@pytest.fixture
-def fault(request: pytest.FixtureRequest) -> Note:
-    """Say what a test does to workers, and under which launcher, for the table in docs/reliability.md."""
-    noted = request.node.stash.setdefault(FAULTS, [])
-    return lambda kind, under: noted.append({"kind": kind, "under": under})
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> object:
-    report = yield
-    path = item.config.getoption("--faults")
-    if path is not None and report.when == "call" and item.stash.get(FAULTS, []):
-        found = json.loads(path.read_text()) if path.exists() else {}
-        found[item.nodeid] = [{**one, "survived": report.passed} for one in item.stash[FAULTS]]
-        path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-    return report

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Note
+from faults import Note
 from elastic_job import Outcome, Plan, run
 
 TWO_HOSTS = ["localhost:2", "127.0.0.1:2"]
@@ -74,7 +74,7 @@ def test_a_worker_is_taken_away(fault: Note) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["kill", "kill in the round"])
+@pytest.mark.parametrize("kind", ["kill", pytest.param("kill in the round", marks=pytest.mark.quick)])
 def test_a_worker_is_killed(kind: str, fault: Note) -> None:
     """Its host is given up, and the two of the other go on from the mean of their last commits."""
     fault(f"SIGKILL {'in a local step' if kind == 'kill' else 'within a round'}", "elastic horovodrun")
@@ -82,6 +82,18 @@ def test_a_worker_is_killed(kind: str, fault: Note) -> None:
     outcome = run(plan)
     agreed(outcome, 2, plan)
     assert_all_start_from_the_mean(outcome, 8, before=4, after=2, survivors=2)
+
+
+@pytest.mark.parametrize("then", ["CONT", "KILL"])
+def test_a_worker_stands_still(then: str, fault: Note) -> None:
+    """Horovod waits for it without a limit; the others go on with it, or, once it is killed, without it."""
+    fault(f"SIGSTOP for longer than the limit, then SIG{then}", "elastic horovodrun")
+    event = {"kind": "stop", "step": 8, "rank": 3, "seconds": 30, "then": then}
+    plan = Plan(TWO_HOSTS, [event], gloo_timeout=20)
+    outcome = run(plan)
+    workers = {"CONT": 4, "KILL": 2}[then]
+    agreed(outcome, workers, plan)
+    assert_all_start_from_the_mean(outcome, 8, before=4, after=workers, survivors=workers)
 
 
 def test_a_round_under_way_when_a_worker_dies_is_given_up(fault: Note) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Note
+from faults import Note
 from elastic_job import Outcome, Plan, run
 from horovod.runner.elastic.constants import RESET_LIMIT_EXCEEDED_MESSAGE
 

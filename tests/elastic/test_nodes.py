@@ -15,7 +15,7 @@ from typing import Any
 import processes
 import psutil
 import pytest
-from conftest import Note
+from faults import Note
 
 SECONDS = 90  # for each of the three worlds to come about; some ten on an idle machine
 
@@ -78,6 +78,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     started.end()
 
 
+@pytest.mark.quick
 def test_a_node_joins_and_is_lost(nodes: Nodes, tmp_path: Path, fault: Note) -> None:
     fault("a node is added", "torchrun --nnodes 1:2")
     fault("a node and its agent are killed", "torchrun --nnodes 1:2")

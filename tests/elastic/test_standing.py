@@ -16,7 +16,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from conftest import Note
+from faults import Note
 
 PLACES = {"step": "in a local step", "round": "within a round"}
 RANKS = 3

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from conftest import Note
+import pytest
+from faults import Note
 
 TRAIN = Path(__file__).parent / "train_torch.py"
 
@@ -25,6 +26,7 @@ def run(folder: Path, victim: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"end.{rank}").read_text()) for rank in range(2)]
 
 
+@pytest.mark.quick
 def test_a_restarted_run_goes_on_bitwise_from_the_last_checkpoint(tmp_path: Path, fault: Note) -> None:
     fault("SIGKILL in a local step", "torchrun --max-restarts")
     undisturbed, restarted = run(tmp_path / "undisturbed", -1), run(tmp_path / "restarted", 1)

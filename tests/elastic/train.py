@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ def happen(step: int) -> None:
             continue
         if event["kind"] == "kill" and event["rank"] == START:
             die()
+        if event["kind"] == "stop" and event["rank"] == START and not Path(FOLDER, "stopped").exists():
+            Path(FOLDER, "stopped").touch()
+            later = f"sleep {event['seconds']}; kill -{event['then']} {os.getpid()}"
+            subprocess.Popen(["sh", "-c", later], start_new_session=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
         if event["kind"] == "kill in the round" and event["rank"] == START:
             die_in_sum()
         changed = Path(FOLDER, f"changed.{step}")
