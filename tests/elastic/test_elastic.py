@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from faults import Note
 from elastic_job import Outcome, Plan, run
+from faults import Note
 
 TWO_HOSTS = ["localhost:2", "127.0.0.1:2"]
 # Of M summands each rounds once, the division once, in float32; parameters are below 1.

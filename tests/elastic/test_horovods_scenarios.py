@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from faults import Note
 from elastic_job import Outcome, Plan, run
+from faults import Note
 from horovod.runner.elastic.constants import RESET_LIMIT_EXCEEDED_MESSAGE
 
 # The optimizer's options, and whose elastic state.
