@@ -13,7 +13,7 @@ from grawa_hvd.averaging.policy import Mix
 from grawa_hvd.model.cut import Groups
 from grawa_hvd.model.names import OwnedNames, refuse_complex, refuse_sharded, validated_names
 from grawa_hvd.protocol import GrawaOptimizer
-from grawa_hvd.report import RoundReport
+from grawa_hvd.report import OnRound
 from grawa_hvd.rounds.outer import OuterFactory
 from grawa_hvd.rounds.schedule import Period
 from grawa_hvd.scores import Scores
@@ -50,7 +50,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     overlap: int = 0,
     fragments: int = 1,
     local_period: int | None = None,
-    on_round: Callable[[RoundReport], None] | None = None,
+    on_round: OnRound | None = None,
     fused: bool = True,
     optimizer_state: str = "keep",
     optimizer_state_period: int = 1,

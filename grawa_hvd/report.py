@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -77,6 +77,9 @@ class RoundReport:
     def seconds(self) -> float:
         """Wall time that the round took from training on this worker, waiting for the others included."""
         return sum(self.phases.values())
+
+
+OnRound = Callable[[RoundReport], None]
 
 
 class Reported:

@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from grawa_hvd.averaging.policy import Mix, Recipe
+from grawa_hvd.averaging.policy import Column, Mix, Recipe
 from grawa_hvd.averaging.registry import policy
 from grawa_hvd.description import described
 from grawa_hvd.model.buffers import Buffers
 from grawa_hvd.model.cut import Groups, validated_groups
 from grawa_hvd.rounds.outer import OuterFactory, momentum
 from grawa_hvd.rounds.schedule import Due, Period, Schedule
-from grawa_hvd.scores import Scores, scores_source
+from grawa_hvd.scores import FreshScores, LocalScores, Scores, scores_source
 from grawa_hvd.transport.wire import Wire
 
 # The settings that are numbers, or may be.
 NUMBERS = (
-    "period", "pull", "proximity", "outer_momentum", "groups", "overlap", "fragments", "local_period", "warmup_steps"
+    "period", "pull", "proximity", "outer_momentum", "groups", "overlap", "fragments", "local_period", "warmup_steps",
+    "optimizer_state_period",
 )  # fmt: skip
 
 
@@ -155,6 +156,16 @@ class Settings:
     def has_common_center(self) -> bool:
         """Whether all workers have one centre; with neighbors, each has its own."""
         return self.recipe.exchange == "sum"
+
+    @property
+    def observes_steps(self) -> bool:
+        """Whether the policy goes by the gradient norms of local steps."""
+        return Column.NORMS in self.recipe.mix.needs and isinstance(self.source, LocalScores)
+
+    @property
+    def fresh(self) -> FreshScores | None:
+        """Where the policy's gradient norms come from if a round takes them; None if it has no such."""
+        return self.source if Column.NORMS in self.recipe.mix.needs and isinstance(self.source, FreshScores) else None
 
     def copied(self, memo: dict[int, Any]) -> Settings:
         """The same of a model that `copy.deepcopy` is copying; what calls into the user's script stays that."""

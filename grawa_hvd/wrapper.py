@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.caller import is_called_by, stacklevel
-from grawa_hvd.model.names import OwnedNames
-from grawa_hvd.report import RoundReport
+from grawa_hvd import checkpoint_tools
+from grawa_hvd.copies import copied
+from grawa_hvd.owned import Owned
+from grawa_hvd.report import OnRound, RoundReport
 from grawa_hvd.settings import Settings, plain_number
-from grawa_hvd.step.elsewhere import Elsewhere
+from grawa_hvd.step.intake import Intake
 from grawa_hvd.step.local_step import LocalStep
 from grawa_hvd.step.uncounted import warn_of_plain_steps, watched_methods
 from grawa_hvd.transport.wire import Wire
@@ -27,9 +27,6 @@ from grawa_hvd.worker import Worker
 # above it for the wrapped one.
 HOROVOD_MODULE = "horovod.torch.optimizer"
 STATE_KEY = "grawa"
-# torch's checkpoint tools (get_optimizer_state_dict and its like) give a fresh optimizer state by a step of their own,
-# on the rank that calls them, and keep of a state_dict what stands in "state" and in "param_groups".
-CHECKPOINT_TOOLS = "torch.distributed.checkpoint.state_dict"
 
 
 @functools.cache
@@ -48,42 +45,6 @@ def checked_passes(passes: int) -> int:
     return passes
 
 
-class Owned:
-    """What a worker asks of the wrapper.
-
-    Args:
-        optimizer: the wrapper; names: parameter → name, as far as names were given.
-    """
-
-    def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
-        self._optimizer, self._elsewhere = optimizer, Elsewhere(optimizer)
-        owned = OwnedNames(optimizer, names)
-        self.names, self.reorder = owned.current, owned.reorder
-
-    def state(self) -> Mapping[Tensor, Mapping[str, Any]]:
-        """The state by parameter."""
-        state: Mapping[Tensor, Mapping[str, Any]] = self._optimizer.state
-        return state
-
-    def reset_state(self) -> None:
-        """State as new; some optimizers (Adagrad) make it when they are constructed, most at their first step."""
-        optimizer = self._optimizer
-        if not self._elsewhere.renew():
-            warnings.warn(
-                f"this worker diverged and has become the centre, but {type(optimizer).__name__} keeps NaN or Inf "
-                "elsewhere than in its `state`, where it cannot be made anew: it may diverge again at once",
-                stacklevel=stacklevel(),
-            )
-        no_arguments: dict[str, Any] = {}
-        for arguments in (optimizer.defaults, no_arguments):
-            # Constructors may not take what their defaults hold, or want more. An error on this rank alone would
-            # leave the others waiting, and nearly every optimizer's next step fills state that is empty.
-            with suppress(Exception):
-                fresh = optimizer._wrapped([{**group} for group in optimizer.param_groups], **arguments)
-                optimizer.state.update(fresh.state)
-                return
-
-
 class Averaged:
     """The members of every wrapper class.
 
@@ -100,7 +61,7 @@ class Averaged:
     _step_supports_amp_scaling = True
 
     def _adopt(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str], settings: Settings,
-               wire: Wire, on_round: Callable[[RoundReport], None] | None, fused: bool) -> None:  # fmt: skip
+               wire: Wire, on_round: OnRound | None, fused: bool) -> None:  # fmt: skip
         """Take over a plain optimizer's parameters and state, which stay shared with it."""
         self._made_with = (names, settings, wire, on_round, fused)
         self.__dict__.update(optimizer.__dict__)
@@ -109,7 +70,8 @@ class Averaged:
         scales = self.__dict__.pop("_step_supports_amp_scaling", False)
         self._synchronized, self._should_synchronize = False, True
         self._worker = Worker(Owned(self, names), wire, settings, on_round)
-        self._local_step = LocalStep(self._wrapped, self._worker, fused, scales)
+        intake = Intake(self._worker, settings.observes_steps)
+        self._local_step = LocalStep(self._wrapped, self._worker, intake, fused, scales)
         self._transport = wire.transport
         wire.transport.attach(self)
         self._is_within, self._moves = False, 0  # of the methods that `watched_methods` gives
@@ -163,19 +125,13 @@ class Averaged:
                 stacklevel=2,
             )
         self._synchronized = False
-        if self._is_to_make_state():
+        if checkpoint_tools.make_state(self):
             return self._wrapped.step(self, *arguments, **named)
         self._is_within, self._moves = True, 0
         try:
             return self._local_step(self, *arguments, **named)
         finally:
             self._is_within = False
-
-    def _is_to_make_state(self) -> bool:
-        """Whether torch's checkpoint tools make this step, with lr 0 and gradients of 0: it counts on no rank."""
-        if self.state or not all(_is_zero(group.get("lr", 0.0)) for group in self.param_groups):
-            return False
-        return is_called_by("_init_optim_state", CHECKPOINT_TOOLS)
 
     step.hooked = True  # type: ignore[attr-defined]  # the step hooks run within, once
 
@@ -255,7 +211,7 @@ class Averaged:
         averaging = self._worker.state_dict(self._numbers())
         if averaging is None:
             return state
-        if is_called_by("_get_optim_state_dict", CHECKPOINT_TOOLS):
+        if checkpoint_tools.take_state():
             first, *others = state["param_groups"]
             return {**state, "param_groups": [{**first, STATE_KEY: averaging}, *others]}
         return {**state, STATE_KEY: averaging}
@@ -285,25 +241,8 @@ class Averaged:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the same workers' optimizer, as plain torch makes one: parameters are copied unless in `memo`."""
-        kept = self._worker.state_dict(self._numbers())
-        plain = self._wrapped.__new__(self._wrapped)
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        plain.__setstate__(copy.deepcopy(self._wrapped.__getstate__(self), memo))
-        names, settings, wire, on_round, fused = self._made_with
-        owned = [parameter for group in self.param_groups for parameter in group["params"]]
-        own_names = {memo[id(p)]: name for p, name in names.items() if any(p is other for other in owned)}
-        copied._adopt(plain, own_names, settings.copied(memo), wire.again(), on_round, fused)
-        copied.backward_passes_per_step = self.backward_passes_per_step
-        with torch.no_grad():  # a round that was under way has been finished since the model was copied
-            for tensor in (*owned, *settings.buffers.tensors):
-                memo[id(tensor)].copy_(tensor)
-        copied._worker.load_state_dict(copy.deepcopy(kept), copied._numbers())
-        return copied
+        return copied(self, memo)
 
     def _numbers(self) -> dict[int, int]:
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         return {id(parameter): number for number, parameter in enumerate(parameters)}
-
-
-def _is_zero(lr: float | Tensor) -> bool:
-    return bool(lr == 0) if not isinstance(lr, Tensor) or lr.is_cpu else False

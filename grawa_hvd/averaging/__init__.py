@@ -10,7 +10,7 @@ from grawa_hvd.averaging.lsgd import LSGD
 from grawa_hvd.averaging.mediancap import MedianCap
 from grawa_hvd.averaging.norms import GRAWA, LGRAWA, MGRAWA, NormAveraging
 from grawa_hvd.averaging.outer import BMUF, DiLoCo, SlowMo
-from grawa_hvd.averaging.policy import Averaging, Column, Mix, Mixing, Observed, Recipe
+from grawa_hvd.averaging.policy import Averaging, Column, Mix, Mixing, Observed, Recipe, Scored
 from grawa_hvd.averaging.registry import POLICIES, policy
 from grawa_hvd.averaging.uniform import Uniform
 from grawa_hvd.averaging.weighted import Weighted
@@ -36,6 +36,7 @@ __all__ = [
     "NormAveraging",
     "Observed",
     "Recipe",
+    "Scored",
     "SlowMo",
     "Uniform",
     "Weighted",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -54,7 +54,6 @@ class DPPF(Uniform):
         ValueError: if a value is outside its range.
     """
 
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # equal scores have none
     alpha: float = 0.5
     push: float = 0.1
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -44,7 +44,6 @@ class EASGD(Uniform):
         ValueError: if `beta` is outside its range.
     """
 
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # equal scores have none
     beta: float = 0.43
 
     def __post_init__(self) -> None:

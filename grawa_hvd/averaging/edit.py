@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed
+from grawa_hvd.averaging.policy import Column, Mixing, Observed, Scored
 
 
 @dataclass(frozen=True)
-class EDiT(Averaging):
+class EDiT(Scored):
     """The pseudo-gradient penalty of EDiT (arXiv 2412.07210): with the way d[m, l] = ‖x[m, l] − c[l]‖ of a round,
 
         β[m, l] = softmax over m of −d[m, l] / temperature,
@@ -33,7 +33,6 @@ class EDiT(Averaging):
     """
 
     needs: ClassVar[frozenset[Column]] = frozenset({Column.DISPLACEMENTS})
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # outliers are what is cut off
     temperature: float = 1.0
     threshold: float = 3.0
     decay: float = 0.98

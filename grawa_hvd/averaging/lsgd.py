@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Mixing, Observed
+from grawa_hvd.averaging.policy import Mixing, Observed, Scored
 
 
 @dataclass(frozen=True)
-class LSGD(Averaging):
+class LSGD(Scored):
     """The worker whose loss was least has all the weight; its model is the centre, toward which all are pulled.
 
     Each worker reports losses (`optimizer.report(loss=...)`). A worker's score is the mean, over the last rounds, of
@@ -27,8 +27,6 @@ class LSGD(Averaging):
         ValueError: if `window` is no integer of at least 1.
     """
 
-    needs: ClassVar[frozenset[Column]] = frozenset()
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # there is one leader
     window: int = 4
 
     def __post_init__(self) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Observed
+from grawa_hvd.averaging.policy import Column, Observed, Scored
 
 
 @dataclass(frozen=True)
-class MedianCap(Averaging):
+class MedianCap(Scored):
     """β ∝ min(1, median_j d[j] / d[m]) for each layer, where d[m] = ‖x[m] − c‖ is the way from the last centre.
 
     So no worker moves the average by more than one that went the median's way: the rule by which Covenant-72B scales
@@ -21,7 +21,6 @@ class MedianCap(Averaging):
     """
 
     needs: ClassVar[frozenset[Column]] = frozenset({Column.DISPLACEMENTS})
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # the cap is that for distances
 
     def scores(self, observed: Observed) -> Tensor:
         """The distances d, [M, L]."""

@@ -12,15 +12,15 @@ these papers: give 0.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from grawa_hvd.averaging.policy import Averaging, Recipe
+from grawa_hvd.averaging.policy import Mix, Recipe
 from grawa_hvd.averaging.uniform import Uniform
 
 
-def _outer_sgd(mix: Averaging, lr: float, momentum: float, nesterov: bool) -> Recipe:
+def _outer_sgd(mix: Mix, lr: float, momentum: float, nesterov: bool) -> Recipe:
     """The recipe above."""
     from grawa_hvd.rounds.pull import Constant  # noqa: PLC0415  (it needs the kernels, which policies do without)
 
@@ -50,7 +50,6 @@ class DiLoCo(Uniform):
         ValueError: if a value is outside its range.
     """
 
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # equal scores have none
     lr: float = 0.7
     momentum: float = 0.9
 
@@ -79,7 +78,6 @@ class SlowMo(Uniform):
         ValueError: if a value is outside its range.
     """
 
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # equal scores have none
     lr: float = 1.0
     momentum: float = 0.5
 
@@ -109,7 +107,6 @@ class BMUF(Uniform):
         ValueError: if a value is outside its range.
     """
 
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # equal scores have none
     lr: float = 1.0
     momentum: float = 0.5
     nesterov: bool = True

@@ -125,7 +125,7 @@ class Recipe(NamedTuple):
 
 
 class Mix(ABC):
-    """A policy: who counts how much. `Averaging` is one that goes by scores.
+    """A policy: who counts how much. `Scored` and `Averaging` go by scores.
 
     Attributes:
         needs: what it wants to know of every layer.
@@ -177,36 +177,16 @@ class Mix(ABC):
 
 
 @dataclass(frozen=True)
-class Averaging(Mix):
-    """A policy that goes by scores: scores from what was observed, weights from scores.
-
-    Args:
-        floor: each score counts as at least `floor` times its column's median; 0 (off) to 1.
-
-    Raises:
-        ValueError: if `floor` is outside its range.
-    """
-
-    needs: ClassVar[frozenset[Column]] = frozenset({Column.NORMS})
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
+class Scored(Mix):
+    """A policy that goes by scores: scores from what was observed, weights from scores."""
 
     def scores(self, observed: Observed) -> Tensor:
         """Non-negative scores, [M, L]: the smaller, the more weight; NaN where what they go by was not reported."""
         raise TypeError(f"{type(self).__name__} must override scores()")
 
     def weights(self, scores: Tensor) -> Tensor:
-        """Weights β, [M, L], of the scores; columns sum to 1, and a row with NaN gets 0. One row at least is finite.
-
-        Raises:
-            ValueError: if a score is negative.
-        """
-        if (scores < 0).any():
-            raise ValueError(f"{type(self).__name__}.scores must be at least 0, but {scores[scores < 0][0]} is one")
-        return inverse_weights(scores, self.floor)
+        """Weights β, [M, L], of the scores; columns sum to 1, and a row with NaN gets 0. One row at least is finite."""
+        raise TypeError(f"{type(self).__name__} must override weights()")
 
     def __call__(self, observed: Observed, state: Any) -> tuple[Mixing, Any]:
         """See `Mix`."""
@@ -226,6 +206,35 @@ class Averaging(Mix):
         )
         equal = usable.to(scores.dtype) / usable.sum()
         return Mixing(equal[:, None].expand(shape), scores), state
+
+
+@dataclass(frozen=True)
+class Averaging(Scored):
+    """A policy that weighs workers by the inverse of their scores; norms are what it is told unless `needs` says else.
+
+    Args:
+        floor: each score counts as at least `floor` times its column's median; 0 (off) to 1.
+
+    Raises:
+        ValueError: if `floor` is outside its range.
+    """
+
+    needs: ClassVar[frozenset[Column]] = frozenset({Column.NORMS})
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor must be from 0 to 1, but is {self.floor!r}")
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """β ∝ 1/s.
+
+        Raises:
+            ValueError: if a score is negative.
+        """
+        if (scores < 0).any():
+            raise ValueError(f"{type(self).__name__}.scores must be at least 0, but {scores[scores < 0][0]} is one")
+        return inverse_weights(scores, self.floor)
 
 
 def _checked(value: Tensor, name: str, shape: torch.Size) -> Tensor:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Observed
+from grawa_hvd.averaging.policy import Observed, Scored
 
 
 @dataclass(frozen=True)
-class Uniform(Averaging):
+class Uniform(Scored):
     """Equal weights, 1/M: periodic averaging; local SGD where `pull` is 1 (Stich, ICLR 2019)."""
-
-    needs: ClassVar[frozenset[Column]] = frozenset()
 
     def scores(self, observed: Observed) -> Tensor:
         """All ones."""
         return torch.ones_like(observed.norms)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """The same for all that are usable."""
+        usable = scores.isfinite().to(scores.dtype)
+        return usable / usable.sum(dim=0)

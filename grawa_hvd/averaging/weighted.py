@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.averaging.policy import Averaging, Column, Observed
+from grawa_hvd.averaging.policy import Observed, Scored
 
 
 @dataclass(frozen=True)
-class Weighted(Averaging):
+class Weighted(Scored):
     """The weight of a worker by what it told `optimizer.report()` since the last round.
 
     | by | weight |
@@ -34,8 +34,6 @@ class Weighted(Averaging):
         ValueError: if a value is outside its range; in a round, on every rank, if a function returns something else.
     """  # noqa: E501  (a table)
 
-    needs: ClassVar[frozenset[Column]] = frozenset()
-    floor: float = field(default=0.0, init=False, repr=False, compare=False)  # weights are proportional to scores
     by: Literal["samples", "loss", "accuracy"] | Callable[[Observed], Tensor] = "samples"
     power: float = 1.0
     temperature: float = 1.0
@@ -70,4 +68,4 @@ class Weighted(Averaging):
         power = 1.0 if callable(self.by) else self.power
         raised = torch.where(known, relative**power, 0.0)
         total = raised.sum(dim=0)
-        return torch.where(total > 0, raised / total, known / known.sum(dim=0))
+        return torch.where(total > 0, raised / total, known.to(values.dtype) / known.sum(dim=0))

@@ -136,6 +136,7 @@ class OwnedNames:
     def __init__(self, optimizer: Any, names: dict[Tensor, str]) -> None:
         self._optimizer, self._given = optimizer, names
         self._owned: list[Tensor] = []
+        self._sizes: list[int] | None = None
         self._names: dict[Tensor, str] = {}
 
     def reorder(self, order: list[str]) -> None:
@@ -143,14 +144,16 @@ class OwnedNames:
         given = {name: parameter for parameter, name in self._names.items()}
         first = {given[name]: name for name in order if name in given}
         self._given = {**first, **{p: name for p, name in self._given.items() if p not in first}}
-        self._owned = []
+        self._sizes = None
 
     def current(self) -> dict[Tensor, str]:
-        """Parameter → name, of all that the optimizer has now; the same object while they are the same."""
+        """Parameter → name, of all that the optimizer has now; the same object while its groups hold the same."""
         groups = self._optimizer.param_groups
         owned = [parameter for group in groups for parameter in group["params"]]
-        if len(owned) != len(self._owned) or not all(map(operator.is_, owned, self._owned)):
+        sizes = [len(group["params"]) for group in groups]
+        if sizes != self._sizes or not all(map(operator.is_, owned, self._owned)):
             added = {p: name for p, name in unnamed(groups) if p not in self._given}
             known, is_owned = {**self._given, **added}, set(owned)
-            self._owned, self._names = owned, {p: name for p, name in known.items() if p in is_owned}
+            self._owned, self._sizes = owned, sizes
+            self._names = {p: name for p, name in known.items() if p in is_owned}
         return self._names

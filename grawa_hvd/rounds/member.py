@@ -193,6 +193,8 @@ class Member:
 
     def forget_center(self) -> None:
         """Have no centre, and nothing that was learnt around it; the place in the run stays."""
+        if self.replica is None:
+            return
         self.model.rooms.forget()
         self.model.estimate.restart()
         self.distance = self.memory = self.weights = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,7 +42,7 @@ class Replica:
 
     def __init__(self, names: dict[Tensor, str], settings: Settings, wire: Wire, before: Replica | None = None) -> None:
         self._settings, self._wire = settings, wire
-        self._parameters, self._looks = list(names), _looks(names)
+        self._names, self._looks = names, _looks(names)
         trained = averaged(names, frozenset() if before is None else before._averaged_already())
         self._built_from = _membership(trained)
         layout = Layout(trained, settings.layers, settings.groups, settings.schedule.fragments)
@@ -90,14 +89,17 @@ class Replica:
         self._plain_rooms.clear()
 
     def is_of(self, names: dict[Tensor, str]) -> bool:
-        """Whether the parameters that are averaged are the same, and lie as they did when they were laid out."""
+        """Whether the parameters that are averaged are the same, and lie as they did when they were laid out.
+
+        Args:
+            names: parameter → name; the same object while the optimizer's groups hold the same.
+        """
         looks = _looks(names)
-        same = len(names) == len(self._parameters) and all(map(operator.is_, names, self._parameters))
-        if same and looks == self._looks:
+        if names is self._names and looks == self._looks:
             return True
         if _membership(averaged(names, self._averaged_already())) != self._built_from:
             return False
-        self._parameters, self._looks = list(names), looks
+        self._names, self._looks = names, looks
         return True
 
     def _averaged_already(self) -> frozenset[int]:

@@ -30,7 +30,7 @@ class Starter:
         self._concentration = Concentration(settings, member.wire.transport)
 
     def start(self, rows: Rows, due: Due, phases: Phases, follows: bool = False) -> Round | None:
-        """Begin the round that is due; a collective of those who take part.
+        """Begin the round that is due, and count it; a collective of those who take part.
 
         Args:
             rows: of all workers; due: what is due; phases: the round's clock.
@@ -40,6 +40,24 @@ class Starter:
             The round; None if there is none: a host's without all of the host's workers, or one asked for where no
             worker has moved since the last (of fragments, some have had theirs before that).
         """
+        with self._member.model.holes.filled():
+            round_ = self._begun(rows, due, phases, follows)
+        if round_ is not None and not due.within_host:
+            self._member.rounds = rows.rounds
+            self._member.note_weights(round_.weights, due.fragment)
+        if round_ is not None and not follows:
+            self._forget_what_was_sent(round_, due)
+        return round_
+
+    def _forget_what_was_sent(self, round_: Round, due: Due) -> None:
+        """Begin reports anew, and norm estimates of local steps: they are of the steps since the layer's last round."""
+        member, fragment = self._member, None if round_.diverged else due.fragment
+        member.reported.restart()
+        if self._settings.fresh is None:
+            layout = member.model.layout
+            member.model.estimate.restart(None if fragment is None else layout.indices(layout.layers_of[fragment]))
+
+    def _begun(self, rows: Rows, due: Due, phases: Phases, follows: bool) -> Round | None:
         if due.within_host:
             return self._within_host(rows, phases)
         if due.now and self._settings.fragments == 1 and not rows.has_moved:

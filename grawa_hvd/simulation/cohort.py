@@ -19,7 +19,6 @@ from grawa_hvd.rounds.observe import Measurement, take_fresh_gradients
 from grawa_hvd.rounds.round import Plan, Round, start_round
 from grawa_hvd.rounds.rows import Header, Progress, Reason, Row, Rows
 from grawa_hvd.rounds.schedule import Due
-from grawa_hvd.scores import FreshScores
 from grawa_hvd.settings import Settings
 from grawa_hvd.simulation.gradients import Found
 from grawa_hvd.simulation.population import Population
@@ -44,8 +43,7 @@ class Cohort:
         self._population, self._settings = population, settings
         self._seats = seats(population, settings)
         settings.check_over(self._seats[0].wire)
-        self._observes = Column.NORMS in settings.recipe.mix.needs
-        self._fresh = settings.source if self._observes and isinstance(settings.source, FreshScores) else None
+        self._fresh = settings.fresh
         self._steps = self._since_round = 0
         self._memory = settings.recipe.mix.init(population.size, len(self._seats[0].model.layout.layer_names))
         self.rounds: list[RoundReport] = []
@@ -65,7 +63,7 @@ class Cohort:
         proximity = self._settings.proximity / self._length
         for seat, loss, accuracy in zip(self._seats, found.losses.tolist(), accuracies, strict=True):
             seat.reported.add(loss=loss, accuracy=accuracy, samples=found.samples)
-            if self._observes and self._fresh is None:
+            if self._settings.observes_steps:
                 seat.model.estimate.update(seat.model.layout.grad_norms())
             if proximity:
                 seat.model.rooms.puller.pull_(proximity)

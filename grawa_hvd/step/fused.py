@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -31,16 +29,20 @@ class FusedStep:
 
     def __init__(self, optimizer_class: type) -> None:
         self._algorithm = ALGORITHMS[optimizer_class]
+        self._names: dict[Tensor, str] | None = None
         self._params: list[Tensor] = []
         self._table: ops.StepTable | None = None
         self._targets: tuple[Layout, Center, int] | None = None
         self._norms = torch.empty(0)
 
-    def step(self, optimizer: Any, rooms: Rooms, pull: float, with_norms: bool) -> tuple[bool, Tensor | None]:
+    def step(
+        self, optimizer: Any, names: dict[Tensor, str], rooms: Rooms, pull: float, with_norms: bool
+    ) -> tuple[bool, Tensor | None]:
         """One local step of all parameters.
 
         Args:
             optimizer: has `param_groups` and `state`, and `grad_scale` and `found_inf` where GradScaler left them.
+            names: of its parameters; the same object while its groups hold the same.
             rooms: layout, centre and puller of the averaged parameters.
             pull: toward the centre, from 0 to 1.
             with_norms: whether norms are wanted.
@@ -62,27 +64,23 @@ class FusedStep:
                     rooms.puller.pull_(pull)
                 return True, None
             found_inf = None
-        table = self._prepare(optimizer.param_groups, layout, center)
+        table = self._prepare(names, optimizer.param_groups, layout, center)
         norms = self._norms if with_norms else None
         made = table.step(optimizer.state, hyperparameters, pull, norms, scale, found_inf)
         return made, layout.by_layer(self._norms) if made and with_norms else None
 
     def let_go(self) -> None:
         """Hold no parameter until the next step."""
-        self._params, self._targets = [], None
-        self._table = None
+        self._names = self._table = self._targets = None
+        self._params = []
 
-    def _prepare(self, param_groups: list[dict[str, Any]], layout: Layout, center: Center) -> ops.StepTable:
+    def _prepare(
+        self, names: dict[Tensor, str], param_groups: list[dict[str, Any]], layout: Layout, center: Center
+    ) -> ops.StepTable:
         """Build what is looked up once, anew where parameters, layout or centre are others."""
-        params = chain.from_iterable(group["params"] for group in param_groups)
-        count = sum(len(group["params"]) for group in param_groups)
         laid_out = self._targets is not None and self._targets[0] is layout
-        if (
-            self._table is None
-            or not laid_out
-            or count != len(self._params)
-            or not all(map(operator.is_, params, self._params))
-        ):
+        if self._table is None or not laid_out or names is not self._names:
+            self._names = names
             self._params = [param for group in param_groups for param in group["params"]]
             groups = [number for number, group in enumerate(param_groups) for _ in group["params"]]
             self._table = ops.StepTable(self._algorithm, self._params, groups)

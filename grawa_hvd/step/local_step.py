@@ -12,6 +12,7 @@ from torch.__future__ import get_swap_module_params_on_conversion
 from grawa_hvd.step import amp
 from grawa_hvd.step.capture import refuse_captured_step
 from grawa_hvd.step.fused import ALGORITHMS, FusedStep
+from grawa_hvd.step.intake import Intake
 from grawa_hvd.worker import Worker
 
 
@@ -20,13 +21,14 @@ class LocalStep:
 
     Args:
         wrapped: the class of the wrapped optimizer.
-        worker: takes the gradient in and counts the step.
+        worker: counts the step; intake: takes its gradient in.
         fused: whether a kernel may make the step.
         wrapped_scales: whether the wrapped optimizer handles GradScaler's scale itself.
     """
 
-    def __init__(self, wrapped: type[torch.optim.Optimizer], worker: Worker, fused: bool, wrapped_scales: bool) -> None:
-        self._wrapped, self._worker, self._wrapped_scales = wrapped, worker, wrapped_scales
+    def __init__(self, wrapped: type[torch.optim.Optimizer], worker: Worker, intake: Intake, fused: bool,
+                 wrapped_scales: bool) -> None:  # fmt: skip
+        self._wrapped, self._worker, self._intake, self._wrapped_scales = wrapped, worker, intake, wrapped_scales
         self._fused = FusedStep(wrapped) if fused and wrapped in ALGORITHMS else None
 
     def __call__(self, optimizer: Any, *arguments: Any, **named: Any) -> Any:
@@ -62,21 +64,20 @@ class LocalStep:
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        if self._fused is None or not self._worker.fused_step(self._fused, optimizer):
+        if self._fused is None or not self._intake.step(self._fused, optimizer):
             self._by_torch(optimizer, functools.partial(_without_hooks(self._wrapped.step), optimizer))
         return result
 
     def _by_torch(self, optimizer: Any, step: Callable[[], Any]) -> Any:
         """A step of the wrapped class, and what the worker does after it."""
-        worker = self._worker
         if getattr(optimizer, "found_inf", None) is None:
             result = step()
-            worker.take_in()
+            self._intake.after_step()
         elif self._wrapped_scales:
             # Without any gradient GradScaler's sum over devices is the integer 0.
             overflow = torch.as_tensor(optimizer.found_inf)
             result = step()
-            worker.take_in(found_inf=overflow)
+            self._intake.after_step(found_inf=overflow)
         else:
             # GradScaler would have left the step out where gradients overflowed; it counts on every rank.
             scale, found_inf = amp.take_scale(optimizer)
@@ -85,7 +86,7 @@ class LocalStep:
             if not skipped:
                 amp.unscale_(optimizer, scale)
                 result = step()
-            worker.take_in(consumed=not skipped)
+            self._intake.after_step(consumed=not skipped)
         return result
 
 
