@@ -17,7 +17,7 @@ CALL ?= 1
 EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling norm_vs_gap per_step convergence \
   flatness communication
 
-.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster cost-model experiments readme test \
+.PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster soak cost-model experiments readme test \
   elastic-test cluster-test docs lint format cuda-check cuda-load \
   dist-check sanitize wheels gpu-check clean
 
@@ -62,6 +62,11 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 	timeout 3600 $(BIN)/python -m benchmarks.cluster \
 	  --json benchmarks/results/cluster.json --plot benchmarks/results/cluster.png $(ARGS)
 
+soak: ## an elastic job whose workers are killed, beside Horovod's optimizer, MINUTES=10 each; ARGS="--help" lists more
+	@$(SETUP) examples
+	timeout 7200 $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
+	  --json benchmarks/results/soak.json --plot benchmarks/results/soak.png $(ARGS)
+
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples
 	timeout 600 $(BIN)/python -m benchmarks.cost_model_report $(ARGS)
@@ -84,9 +89,9 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
-elastic-test: ## workers that are added, taken away and killed, under elastic horovodrun and torchrun
+elastic-test: ## workers that are added, taken away, stopped and killed; ARGS="-m quick": two minutes of them
 	@$(SETUP) test examples
-	timeout 900 $(BIN)/python -m pytest tests/elastic $(ARGS)
+	timeout 3600 $(BIN)/python -m pytest tests/elastic --faults benchmarks/results/faults.json $(ARGS)
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
 	@$(SETUP) test examples

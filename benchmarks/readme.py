@@ -182,6 +182,49 @@ def cluster() -> str:
     return markdown([*(RATES[rate] for rate in cells), "bytes, of Horovod's"], rows)
 
 
+PLACES = {"step": "wherever it is", "round": "within a round"}
+
+
+def faults() -> str:
+    """What was done to workers in the soak and in the tests of elasticity, and how often that went as promised."""
+    soak = next(row for row in results("soak")["rows"] if row["name"] == "grawa_hvd")
+    kept = not soak["complaints"]
+    found = [
+        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun, soak", "survived": kept}
+        for one in soak["faults"]
+    ]
+    found += [one for test in results("faults").values() for one in test]
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for one in found:
+        counts.setdefault((one["kind"], one["under"]), []).append(one["survived"])
+    return markdown(
+        ["under", "injected", "as promised"],
+        [[kind, f"`{under.partition(',')[0]}`{under[len(under.partition(',')[0]):]}", str(len(all_)), str(sum(all_))]
+         for (kind, under), all_ in sorted(counts.items())],
+    )  # fmt: skip
+
+
+def goodput() -> str:
+    """What the soak comes to, beside Horovod's optimizer."""
+    rows = results("soak")["rows"]
+    lines = {
+        "goodput: share of the time on steps that count": [f"{row['goodput']:.0%}" for row in rows],
+        "on steps that were lost": [f"{row['lost']:.1%}" for row in rows],
+        "on failing, restarting and committing": [f"{row['apart']:.0%}" for row in rows],
+        "samples that count, a second": [f"{row['samples_that_count_per_second']:,.0f}" for row in rows],
+        "failures; an hour": [f"{len(row['faults'])}; {row['failures_per_hour']:.0f}" for row in rows],
+        "set back at most, of a commit's steps":
+            [f"{row['set_back_at_most']} of {row['commit_every']}" for row in rows],
+        "s until the others go on: median, longest": [_times(row["seconds_until_a_step"]) for row in rows],
+        "s until all are there again": [_times(row["seconds_until_whole"]) for row in rows],
+    }  # fmt: skip
+    return markdown([f"`{row['name']}`" for row in rows], [[name, *values] for name, values in lines.items()])
+
+
+def _times(summary: dict[str, float]) -> str:
+    return f"{summary['median']:.0f}, {summary['longest']:.0f}"
+
+
 DOCUMENTS = {
     "README.md": {"CLUSTER": gains},
     "docs/results.md": {"CLUSTER_ALL": cluster},
@@ -189,6 +232,7 @@ DOCUMENTS = {
     "docs/kernels.md": {"GPU_TIMES": gpu_times, "KERNELS": kernels},
     "docs/experiments.md": TABLES,
     "docs/experiments_papers.md": PAPERS,
+    "docs/reliability.md": {"GOODPUT": goodput, "FAULTS": faults},
 }
 
 

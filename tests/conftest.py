@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from faults import fault, pytest_addoption, pytest_runtest_makereport  # noqa: F401  (pytest finds them here)
 from hypothesis import settings
 
 # The machine may be busy with other ranks: how long one example takes says nothing about the code.

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from grawa_hvd.transport.base import Links, MismatchedBuffersError, Transport
+from grawa_hvd.transport.gone import explained
 from grawa_hvd.transport.wire import Compression
 
 try:
@@ -208,9 +210,15 @@ class HorovodTransport(Transport):
         return range(self.size) if is_global else list(self._process_set.ranks)
 
 
+def _explained() -> AbstractContextManager[None]:
+    seconds = os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "30")
+    return explained("Horovod", f"HOROVOD_GLOO_TIMEOUT_SECONDS, which is {seconds}")
+
+
 class _Allreduce:
     def __init__(self, buffer: Tensor, name: str, process_set: Any) -> None:
-        self._handle = hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=process_set)
+        with _explained():
+            self._handle = hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=process_set)
         self._waited = False
 
     def done(self) -> bool:
@@ -219,7 +227,8 @@ class _Allreduce:
     def wait(self) -> None:
         self._waited = True
         try:
-            hvd.synchronize(self._handle)
+            with _explained():
+                hvd.synchronize(self._handle)
         except HorovodInternalError as error:
             if "Mismatched" in str(error):
                 raise MismatchedBuffersError(str(error)) from error
@@ -236,7 +245,8 @@ class _Alltoall:
         wire = buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer
         wire = wire.repeat(len(targets))
         self.bytes = wire.numel() * wire.element_size()
-        self._handle = hvd.alltoall_async(wire, splits, name=name, process_set=process_set)
+        with _explained():
+            self._handle = hvd.alltoall_async(wire, splits, name=name, process_set=process_set)
         self._waited = False
 
     def done(self) -> bool:
@@ -244,7 +254,8 @@ class _Alltoall:
 
     def wait(self) -> Tensor:
         self._waited = True
-        received, _ = hvd.synchronize(self._handle)
+        with _explained():
+            received, _ = hvd.synchronize(self._handle)
         found: Tensor = received.view(self._dtype).view(self._shape)
         return found
 

@@ -7,6 +7,7 @@ import os
 import socket
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.algorithms.join import Join, Joinable, JoinHook, _JoinCon
 from torch.nn.parallel import DistributedDataParallel
 
 from grawa_hvd.transport.base import Links, Transport, named
+from grawa_hvd.transport.gone import explained
 
 
 class TorchTransport(Transport):
@@ -168,17 +170,23 @@ class _Follow(JoinHook):
         self.main_hook = follow  # type: ignore[method-assign]
 
 
+def _explained() -> AbstractContextManager[None]:
+    return explained("torch.distributed", "the timeout given to init_process_group()")
+
+
 class _AllReduce:
     def __init__(self, buffer: Tensor, wire: Tensor, group: Any) -> None:
         self._buffer, self._wire = buffer, wire
-        self._work = dist.all_reduce(wire, group=group, async_op=True)
+        with _explained():
+            self._work = dist.all_reduce(wire, group=group, async_op=True)
 
     def done(self) -> bool:
         return bool(self._work.is_completed())
 
     def wait(self) -> None:
         # With NCCL the current stream waits, and the host goes on.
-        self._work.wait()
+        with _explained():
+            self._work.wait()
         if self._wire is not self._buffer:
             self._buffer.copy_(self._wire)
 
@@ -192,15 +200,17 @@ class _Gathering:
         operations += [
             dist.P2POp(dist.irecv, row, source, group) for row, source in zip(self._received, sources, strict=True)
         ]
-        self._works = dist.batch_isend_irecv(operations) if operations else []
+        with _explained():
+            self._works = dist.batch_isend_irecv(operations) if operations else []
 
     def done(self) -> bool:
         return all(work.is_completed() for work in self._works)
 
     def wait(self) -> Tensor:
         # With NCCL the current stream waits, and the host goes on.
-        for work in self._works:
-            work.wait()
+        with _explained():
+            for work in self._works:
+                work.wait()
         return self._received.to(self._device)
 
 

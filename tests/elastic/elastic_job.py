@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+import processes
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 240  # that a job may take; a minute on an idle machine
 
 
 @dataclass
@@ -28,7 +26,9 @@ class Plan:
         hosts: at the start, as "localhost:2".
         events: each a dict with "kind", "step" and more; see `train.happen`.
         state: "own" for grawa_hvd.elastic.TorchState, "stock" for Horovod's.
-        options: of the optimizer.
+        options: of the optimizer; None: hvd.DistributedOptimizer.
+        arguments: of horovodrun.
+        gloo_timeout: seconds after which a worker gives up one that has died, or a new one that still imports PyTorch.
     """
 
     hosts: list[str]
@@ -37,13 +37,14 @@ class Plan:
     commit_every: int = 1
     momentum: float = 0.0
     state: str = "own"
-    options: dict[str, Any] = field(default_factory=lambda: {"averaging": "uniform", "period": 3})
+    options: dict[str, Any] | None = field(default_factory=lambda: {"averaging": "uniform", "period": 3})
     arguments: list[str] = field(default_factory=list)
+    gloo_timeout: int = 20
 
 
 @dataclass
 class Outcome:
-    """How a job ended: the launcher's exit code and output, and what each worker noted that came to an end."""
+    """How a job ended: the launcher's exit code and output, and what each worker noted."""
 
     code: int
     output: str
@@ -79,7 +80,7 @@ def _run(plan: Plan, folder: Path) -> Outcome:
     mark = folder.name  # in the environment of all that the job starts
     environment = {
         **os.environ, "GRAWA_ELASTIC_PLAN": json.dumps({**vars(plan), "folder": str(folder)}),
-        "GRAWA_ELASTIC_MARK": mark, "HOROVOD_GLOO_TIMEOUT_SECONDS": "20", "OMP_NUM_THREADS": "1",
+        processes.MARK: mark, "HOROVOD_GLOO_TIMEOUT_SECONDS": str(plan.gloo_timeout), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with (folder / "output").open("w+") as output:
         process = subprocess.Popen(
@@ -91,29 +92,12 @@ def _run(plan: Plan, folder: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             process.kill()
         ended = process.returncode is not None
-        left = _left(mark, seconds=10 if ended else 0)
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+        left = processes.left(mark, seconds=10 if ended else 0)
+        processes.kill(left)
         process.wait()
         output.seek(0)
         said = output.read()
     if not ended:
         raise TimeoutError(f"the job was not done after {SECONDS} s:\n{said[-6000:]}")
-    workers = [json.loads(file.read_text()) for file in folder.glob("seen.*")]
+    workers = [{"seen": list(map(json.loads, file.read_text().splitlines()))} for file in folder.glob("seen.*")]
     return Outcome(process.returncode, said, workers, left)
-
-
-def _left(mark: str, seconds: float) -> list[int]:
-    """Processes of a job that are still there after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("GRAWA_ELASTIC_MARK") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)

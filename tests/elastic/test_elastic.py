@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from elastic_job import Outcome, Plan, run
+from faults import Note
 
 TWO_HOSTS = ["localhost:2", "127.0.0.1:2"]
 # Of M summands each rounds once, the division once, in float32; parameters are below 1.
@@ -50,7 +51,8 @@ def assert_all_start_from_the_mean(outcome: Outcome, step: int, before: int, aft
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(momentum: float) -> None:
+def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(momentum: float, fault: Note) -> None:
+    fault("a host is added", "elastic horovodrun")
     hosts = ["localhost:2", "127.0.0.1:1"]
     plan = Plan(["localhost:2"], [{"kind": "hosts", "step": 7, "hosts": hosts}], momentum=momentum)
     outcome = run(plan)
@@ -61,7 +63,8 @@ def test_a_new_worker_starts_from_the_mean_of_the_others_with_their_counters(mom
     assert new["seen"][0]["center"] is not None
 
 
-def test_a_worker_is_taken_away() -> None:
+def test_a_worker_is_taken_away(fault: Note) -> None:
+    fault("a host is taken away", "elastic horovodrun")
     plan = Plan(["localhost:2", "127.0.0.1:1"], [{"kind": "hosts", "step": 7, "hosts": ["localhost:2"]}])
     outcome = run(plan)
     agreed(outcome, 2, plan)
@@ -71,16 +74,30 @@ def test_a_worker_is_taken_away() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["kill", "kill in the round"])
-def test_a_worker_is_killed(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["kill", pytest.param("kill in the round", marks=pytest.mark.quick)])
+def test_a_worker_is_killed(kind: str, fault: Note) -> None:
     """Its host is given up, and the two of the other go on from the mean of their last commits."""
+    fault(f"SIGKILL {'in a local step' if kind == 'kill' else 'within a round'}", "elastic horovodrun")
     plan = Plan(TWO_HOSTS, [{"kind": kind, "step": 8, "rank": 0}])
     outcome = run(plan)
     agreed(outcome, 2, plan)
     assert_all_start_from_the_mean(outcome, 8, before=4, after=2, survivors=2)
 
 
-def test_a_round_under_way_when_a_worker_dies_is_given_up() -> None:
+@pytest.mark.parametrize("then", ["CONT", "KILL"])
+def test_a_worker_stands_still(then: str, fault: Note) -> None:
+    """Horovod waits for it without a limit; the others go on with it, or, once it is killed, without it."""
+    fault(f"SIGSTOP for longer than the limit, then SIG{then}", "elastic horovodrun")
+    event = {"kind": "stop", "step": 8, "rank": 3, "seconds": 30, "then": then}
+    plan = Plan(TWO_HOSTS, [event], gloo_timeout=20)
+    outcome = run(plan)
+    workers = {"CONT": 4, "KILL": 2}[then]
+    agreed(outcome, workers, plan)
+    assert_all_start_from_the_mean(outcome, 8, before=4, after=workers, survivors=workers)
+
+
+def test_a_round_under_way_when_a_worker_dies_is_given_up(fault: Note) -> None:
+    fault("SIGKILL within a round", "elastic horovodrun")
     options = {"averaging": "lgrawa", "period": 4, "overlap": 2, "outer_momentum": 0.5}
     events = [{"kind": "kill in the round", "step": 7, "rank": 3}]
     plan = Plan(TWO_HOSTS, events, steps=22, commit_every=5, momentum=0.9, options=options)
@@ -90,7 +107,8 @@ def test_a_round_under_way_when_a_worker_dies_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("change", ["added", "removed"])
-def test_horovods_own_state_goes_on_as_well(change: str) -> None:
+def test_horovods_own_state_goes_on_as_well(change: str, fault: Note) -> None:
+    fault("a host is added" if change == "added" else "a host is taken away", "elastic horovodrun")
     few, many = ["localhost:2"], ["localhost:2", "127.0.0.1:2"]
     before, after = (few, many) if change == "added" else (many, few)
     plan = Plan(before, [{"kind": "hosts", "step": 7, "hosts": after}], state="stock")

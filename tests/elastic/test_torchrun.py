@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from faults import Note
+
 TRAIN = Path(__file__).parent / "train_torch.py"
 
 
@@ -23,7 +26,9 @@ def run(folder: Path, victim: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"end.{rank}").read_text()) for rank in range(2)]
 
 
-def test_a_restarted_run_goes_on_bitwise_from_the_last_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.quick
+def test_a_restarted_run_goes_on_bitwise_from_the_last_checkpoint(tmp_path: Path, fault: Note) -> None:
+    fault("SIGKILL in a local step", "torchrun --max-restarts")
     undisturbed, restarted = run(tmp_path / "undisturbed", -1), run(tmp_path / "restarted", 1)
     assert [one["start"] for one in restarted] == [10, 10]
     for one, other in zip(undisturbed, restarted, strict=True):

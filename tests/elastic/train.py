@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ import grawa_hvd
 
 PLAN: dict[str, Any] = json.loads(os.environ["GRAWA_ELASTIC_PLAN"])
 FOLDER = Path(PLAN["folder"])
+HOST = os.environ["HOROVOD_HOSTNAME"]
 SECONDS_TO_BE_TOLD = 30
 
 hvd.init()
 START = hvd.rank()
-seen: list[dict[str, Any]] = []
 
 
 def made() -> tuple[torch.nn.Module, Any]:
@@ -31,6 +32,8 @@ def made() -> tuple[torch.nn.Module, Any]:
     torch.manual_seed(os.getpid())
     model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
     plain = torch.optim.SGD(model.parameters(), lr=0.05, momentum=PLAN["momentum"])
+    if PLAN["options"] is None:
+        return model, hvd.DistributedOptimizer(plain, model.named_parameters())
     return model, grawa_hvd.DistributedGrawaOptimizer(plain, model.named_parameters(), **PLAN["options"])
 
 
@@ -46,10 +49,16 @@ def happen(step: int) -> None:
             continue
         if event["kind"] == "kill" and event["rank"] == START:
             die()
+        if event["kind"] == "stop" and event["rank"] == START and not Path(FOLDER, "stopped").exists():
+            Path(FOLDER, "stopped").touch()
+            later = f"sleep {event['seconds']}; kill -{event['then']} {os.getpid()}"
+            subprocess.Popen(["sh", "-c", later], start_new_session=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
         if event["kind"] == "kill in the round" and event["rank"] == START:
             die_in_sum()
-        if event["kind"] == "hosts" and hvd.rank() == 0 and not Path(FOLDER, "changed").exists():
-            Path(FOLDER, "changed").touch()
+        changed = Path(FOLDER, f"changed.{step}")
+        if event["kind"] == "hosts" and hvd.rank() == 0 and not changed.exists():
+            changed.touch()
             Path(FOLDER, "hosts").write_text("\n".join(event["hosts"]) + "\n")
             deadline = time.monotonic() + SECONDS_TO_BE_TOLD
             while state._host_messages.empty():
@@ -74,12 +83,18 @@ def die_in_sum() -> None:
 def look(moment: str) -> None:
     """Note where this worker is."""
     with torch.no_grad():
-        center = None if optimizer.center is None else torch.cat([c.flatten() for c in optimizer.center.values()])
-        seen.append({
-            "moment": moment, "step": state.step, "size": hvd.size(), "rank": hvd.rank(), "rounds": optimizer.rounds,
+        center = getattr(optimizer, "center", None)
+        if center is not None:
+            center = torch.cat([c.flatten() for c in center.values()])
+        seen = {
+            "moment": moment, "step": state.step, "size": hvd.size(), "rank": hvd.rank(), "host": HOST,
+            "rounds": getattr(optimizer, "rounds", None),
             "center": None if center is None else center.tolist(),
             "parameters": torch.cat([p.flatten() for p in model.parameters()]).tolist(),
-        })  # fmt: skip
+        }  # fmt: skip
+    # At once: a worker that Horovod removes can say nothing more.
+    with Path(FOLDER, f"seen.{os.getpid()}").open("a") as file:
+        file.write(json.dumps(seen) + "\n")
 
 
 @hvd.elastic.run
@@ -107,7 +122,4 @@ else:
     from grawa_hvd import elastic
 
     state = elastic.TorchState(model, optimizer, step=0)
-try:
-    train(state)
-finally:
-    Path(FOLDER, f"seen.{os.getpid()}").write_text(json.dumps({"start": START, "seen": seen}))
+train(state)
