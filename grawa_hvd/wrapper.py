@@ -40,8 +40,10 @@ def wrapper_of(wrapped: type[torch.optim.Optimizer]) -> Any:
 def checked_passes(passes: int) -> int:
     """`backward_passes_per_step`, as `hvd.DistributedOptimizer` checks it."""
     passes = plain_number(passes)
-    if isinstance(passes, bool) or not isinstance(passes, int) or passes <= 0:
-        raise ValueError(f"backward_passes_per_step must be > 0 and an integer, but is {passes!r}")
+    if isinstance(passes, bool) or not isinstance(passes, int):  # Horovod has no words for these
+        raise ValueError(f"backward_passes_per_step must be an integer above 0, but is {passes!r}")
+    if passes <= 0:
+        raise ValueError("backward_passes_per_step must be > 0")
     return passes
 
 

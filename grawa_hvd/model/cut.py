@@ -23,9 +23,7 @@ def validated_groups(groups: Groups) -> Groups:
     is_count = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0
     is_list = isinstance(groups, list) and all(isinstance(group, (list, tuple)) for group in groups)
     if not (is_count or is_list):
-        raise ValueError(
-            f"groups should be a non-negative integer or a list of list of torch.Tensor., but is {groups!r}"
-        )
+        raise ValueError("groups should be a non-negative integer or a list of list of torch.Tensor.")
     if isinstance(groups, list):
         seen: set[int] = set()
         for parameter in (parameter for group in groups for parameter in group):
