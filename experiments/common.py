@@ -33,6 +33,18 @@ def parser(name: str, document: str | None, seeds: int) -> argparse.ArgumentPars
     return made
 
 
+def parsed_after_convergence(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options of what goes on from the results of `experiments.convergence`, with the folder of both, `out`."""
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS,
+        help="folder of convergence.json and of the results (default: experiments/results)",
+    )  # fmt: skip
+    parsed = parser.parse_args(arguments)
+    if not (parsed.out / "convergence.json").exists():
+        parser.error(f"{parsed.out} has no convergence.json: run python -m experiments.convergence first")
+    return parsed
+
+
 def runs(file: Path, settings: Mapping[str, Any], cases: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
     """Run each case that the file does not have yet, and keep its result there: an interrupted experiment goes on.
 

@@ -93,14 +93,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m experiments.communication", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS,
-        help="folder of convergence.json and of the results (default: experiments/results)",
-    )  # fmt: skip
-    parsed = parser.parse_args(arguments)
-    if not (parsed.out / "convergence.json").exists():
-        parser.error(f"{parsed.out} has no convergence.json: run python -m experiments.convergence first")
-    return parsed
+    return common.parsed_after_convergence(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,15 +70,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.flatness", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--out", type=Path, default=common.RESULTS,
-        help="folder of convergence.json and of the results (default: experiments/results)",
-    )  # fmt: skip
     parser.add_argument("--vectors", type=int, default=VECTORS, help="random ones (default: %(default)s)")
-    parsed = parser.parse_args(arguments)
-    if not (parsed.out / "convergence.json").exists():
-        parser.error(f"{parsed.out} has no convergence.json: run python -m experiments.convergence first")
-    return parsed
+    return common.parsed_after_convergence(parser, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -72,10 +72,10 @@ def run(tree: Path, folder: Path, arguments: Sequence[str], wanted: Pass) -> Res
     command += [*tests, *arguments]
     env = {
         **os.environ,
-        "GRAWA_EMULATOR": str(folder / wanted.variant.extension),
+        "GRAWA_EXTENSION": str(folder / wanted.variant.extension),
         "GRAWA_EMULATOR_ORDER": wanted.order,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{tree}:{emulator_build.EMULATOR}",
+        "PYTHONPATH": f"{tree}:{emulator_build.EMULATOR}:{emulator_build.EMULATOR.parent}",
         **wanted.settings,
     }
     start = time.monotonic()

@@ -38,6 +38,10 @@ class Bucket:
         first = self.parameters[0]
         return torch.zeros(self.table.numel, dtype=dtype or first.dtype, device=first.device)
 
+    def copy_to(self, buffer: Tensor) -> None:
+        """Let a flat buffer hold these parameters as they are."""
+        self.table.pack(torch.ones(len(self.members), dtype=torch.float32, device=buffer.device), buffer)
+
     def split(self, buffer: Tensor) -> Sequence[Tensor]:
         """The flat parts of a flat buffer, one a parameter."""
         return torch.split(buffer, [size.numel() for size in self.sizes])

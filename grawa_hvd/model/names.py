@@ -151,14 +151,16 @@ class OwnedNames:
     def current(self) -> dict[Tensor, str]:
         """Parameter → name, of all that the optimizer has now; the same object while its groups hold the same."""
         groups = self._optimizer.param_groups
-        owned = [parameter for group in groups for parameter in group["params"]]
-        sizes = [len(group["params"]) for group in groups]
+        members = [group["params"] for group in groups]
+        owned, sizes = list(chain.from_iterable(members)), list(map(len, members))
         if sizes != self._sizes or not all(map(operator.is_, owned, self._owned)):
             is_owned = set(owned)
             names = {p: name for p, name in {**self._given, **self._names}.items() if p in is_owned}
+            taken = set(names.values())
             for parameter, name in unnamed(groups):
                 if parameter not in names:
-                    names[parameter] = _free(name, set(names.values()))
+                    names[parameter] = _free(name, taken)
+                    taken.add(names[parameter])
             self._owned, self._sizes, self._names = owned, sizes, names
         return self._names
 

@@ -41,7 +41,7 @@ def start_center_(rooms: Rooms, leader: int, wire: Wire) -> None:
     layout, is_leader = rooms.layout, wire.transport.rank == leader
     if is_leader:
         for bucket, buffer in zip(layout.buckets, rooms.center.buffers, strict=True):
-            bucket.table.pack(torch.ones(len(bucket.members), device=layout.device, dtype=torch.float32), buffer)
+            bucket.copy_to(buffer)
     _share_center_(rooms, is_leader, wire)
 
 

@@ -56,12 +56,13 @@ def mean_of_workers(member: Member, buffers: Buffers, rows: Rows) -> Iterator[No
     layout, wire, rank = member.model.layout, member.wire, member.wire.transport.rank
     equal, own = shares(None, rows.size, rows.finite)[rank], shares(weights, rows.size, rows.finite)[rank]
     with lasting():
-        tensors = [*layout.parameters, *buffers.tensors]
+        own_buffers = buffers.tensors
+        tensors = [*layout.parameters, *own_buffers]
         saved = [tensor.detach().clone() for tensor in tensors]
         with member.model.holes.filled():
             _replace_by_mean_(layout, own.expand(len(layout.layer_names)), wire)
-        if buffers.tensors:
-            average = EqualAverage(buffers.tensors, buffers.variances, equal.item(), wire, "buffers")
+        if own_buffers:
+            average = EqualAverage(own_buffers, buffers.variances, equal.item(), wire, "buffers")
             average.wait()
             average.replace_()
     try:

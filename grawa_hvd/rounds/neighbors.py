@@ -54,7 +54,7 @@ class Neighbors:
         """
         bucket, center = self._layout.buckets[number], self._center.buffers[number]
         own = torch.empty_like(center)
-        bucket.table.pack(torch.ones(len(bucket.members), device=own.device, dtype=torch.float32), own)
+        bucket.copy_to(own)
         gathering = self._transport.gather_neighbors(own, links, bucket.name)
         return Incoming(number, _Mixed(bucket, center, own, weights[:, bucket.members], gathering), None)
 

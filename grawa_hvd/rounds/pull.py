@@ -116,10 +116,7 @@ class Snapshot:
         self._layout, self._center = layout, center
         self._flat = {number: layout.buckets[number].new_buffer() for number in buckets}
         for number, buffer in self._flat.items():
-            table = layout.buckets[number].table
-            table.pack(
-                torch.ones(len(layout.buckets[number].members), device=buffer.device, dtype=torch.float32), buffer
-            )
+            layout.buckets[number].copy_to(buffer)
 
     def pull_bucket_(self, number: int, strength: float | Tensor) -> Tensor:
         """x ← x + strength·(c − x_t) for one bucket, whose snapshot is used up; returns ‖c − x_t‖, float64, [1]."""

@@ -114,11 +114,12 @@ class Starter:
         is_states_turn = due.warm_up or number % settings.optimizer_state_period == 0
         state = self._member.optimizer_state() if is_states_turn else {}
         round_.resets_state = is_states_turn and settings.optimizer_state == "reset" and not due.warm_up
-        if not (buffers.tensors or state):
+        tensors = buffers.tensors
+        if not (tensors or state):
             return
         weight = 1 / int(rows.usable.sum()) if rows.usable[wire.transport.rank] else 0.0
-        if buffers.tensors:
-            average = EqualAverage(buffers.tensors, buffers.variances, weight, wire, "buffers", not follows)
+        if tensors:
+            average = EqualAverage(tensors, buffers.variances, weight, wire, "buffers", not follows)
             round_.beside.append(average)
         if state:
             average = EqualAverage([*state.values()], {}, weight, wire, "state", not follows)

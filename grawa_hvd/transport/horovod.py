@@ -1,32 +1,21 @@
-"""The workers of a Horovod process set; beside `elastic.py` the only file that imports Horovod."""
+"""The workers of a Horovod process set; with `horovod_work.py` and `elastic.py` all that imports Horovod."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import socket
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from importlib import metadata
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from grawa_hvd.transport.base import Links, MismatchedBuffersError, Transport
-from grawa_hvd.transport.gone import explained
+from grawa_hvd.transport.base import Links, Transport
+from grawa_hvd.transport.horovod_work import Allreduce, Alltoall, Gathered, hvd, let_join_wait_for, under_way
 from grawa_hvd.transport.wire import Compression
-
-try:
-    import horovod.torch as hvd
-    from horovod.common.exceptions import HorovodInternalError
-except ImportError as error:
-    raise ImportError(
-        f"grawa_hvd averages over Horovod, which cannot be imported ({error}): install it for this PyTorch with "
-        "scripts/install_horovod.py of grawa_hvd's source"
-    ) from error
 
 NO_PROCESS_SETS = (
     'local_period needs a Horovod process set for each host: call hvd.init(process_sets="dynamic"), or start '
@@ -64,7 +53,7 @@ class _Life:
             shutdown()
             self.generation += 1
             self.names.clear()
-            _under_way.clear()
+            under_way.clear()
 
         shutdown_and_count.is_watched = True  # type: ignore[attr-defined]
         native.horovod_shutdown = shutdown_and_count
@@ -140,24 +129,24 @@ class HorovodTransport(Transport):
         """Whether the process set includes this process."""
         return bool(self._process_set.included())
 
-    def sum_(self, buffer: Tensor, name: str) -> _Allreduce:
+    def sum_(self, buffer: Tensor, name: str) -> Allreduce:
         """Start an allreduce in place; a rank that has joined (`hvd.join`) counts as zeros.
 
         While a rank has joined, Horovod can do nothing else: an allgather or broadcast fails then on every rank.
         """
-        work = _Allreduce(buffer, f"{self._prefix}.{name}", self._process_set)
-        _let_join_wait_for(work)
+        work = Allreduce(buffer, f"{self._prefix}.{name}", self._process_set)
+        let_join_wait_for(work)
         return work
 
-    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> _Alltoall | _Gathered:
+    def gather_neighbors(self, buffer: Tensor, links: Links, name: str) -> Alltoall | Gathered:
         """Start an alltoall that sends to neighbors alone; a rank that has joined has none.
 
         While a rank has joined, Horovod can only allreduce: then every worker that sends has a sum to itself, one after
         the other, which takes the bytes of all workers. Horovod has no point-to-point messages.
         """
         if links.complete:
-            work = _Alltoall(buffer, links, self.rank, f"{self._prefix}.{name}.neighbors", self._process_set)
-            _let_join_wait_for(work)
+            work = Alltoall(buffer, links, self.rank, f"{self._prefix}.{name}.neighbors", self._process_set)
+            let_join_wait_for(work)
             return work
         senders = sorted({source for sources in links.sources for source in sources})
         received = buffer.new_empty(len(links.sources[self.rank]), buffer.numel())
@@ -169,7 +158,7 @@ class HorovodTransport(Transport):
             if sender in links.sources[self.rank]:
                 received[links.sources[self.rank].index(sender)] = wire
         size = torch.finfo(dtype).bits // 8
-        return _Gathered(received, len(senders) * buffer.numel() * size)
+        return Gathered(received, len(senders) * buffer.numel() * size)
 
     def check_subgroups(self) -> None:
         """Whether process sets can be made, as far as a rank can see by itself.
@@ -208,93 +197,6 @@ class HorovodTransport(Transport):
         """The workers by their global ranks."""
         is_global = self._process_set.process_set_id == hvd.global_process_set.process_set_id
         return range(self.size) if is_global else list(self._process_set.ranks)
-
-
-def _explained() -> AbstractContextManager[None]:
-    seconds = os.environ.get("HOROVOD_GLOO_TIMEOUT_SECONDS", "30")
-    return explained("Horovod", f"HOROVOD_GLOO_TIMEOUT_SECONDS, which is {seconds}")
-
-
-class _Allreduce:
-    def __init__(self, buffer: Tensor, name: str, process_set: Any) -> None:
-        with _explained():
-            self._handle = hvd.allreduce_async_(buffer, name=name, op=hvd.Sum, process_set=process_set)
-        self._waited = False
-
-    def done(self) -> bool:
-        return self._waited or bool(hvd.poll(self._handle))
-
-    def wait(self) -> None:
-        self._waited = True
-        try:
-            with _explained():
-                hvd.synchronize(self._handle)
-        except HorovodInternalError as error:
-            if "Mismatched" in str(error):
-                raise MismatchedBuffersError(str(error)) from error
-            raise
-
-
-class _Alltoall:
-    def __init__(self, buffer: Tensor, links: Links, rank: int, name: str, process_set: Any) -> None:
-        self._dtype, self._shape = buffer.dtype, (len(links.sources[rank]), buffer.numel())
-        targets = links.targets(rank)
-        splits = torch.zeros(len(links.sources), dtype=torch.int32, device="cpu")
-        splits[targets] = buffer.numel()
-        # Horovod refuses bfloat16, whose bits travel as well as integers: nothing is added.
-        wire = buffer.view(torch.int16) if buffer.dtype == torch.bfloat16 else buffer
-        wire = wire.repeat(len(targets))
-        self.bytes = wire.numel() * wire.element_size()
-        with _explained():
-            self._handle = hvd.alltoall_async(wire, splits, name=name, process_set=process_set)
-        self._waited = False
-
-    def done(self) -> bool:
-        return self._waited or bool(hvd.poll(self._handle))
-
-    def wait(self) -> Tensor:
-        self._waited = True
-        with _explained():
-            received, _ = hvd.synchronize(self._handle)
-        found: Tensor = received.view(self._dtype).view(self._shape)
-        return found
-
-
-class _Gathered:
-    """Buffers that have come."""
-
-    def __init__(self, received: Tensor, sent: int) -> None:
-        self._received, self.bytes = received, sent
-
-    def done(self) -> bool:
-        return True
-
-    def wait(self) -> Tensor:
-        return self._received
-
-
-_under_way: list[_Allreduce | _Alltoall] = []
-
-
-def _let_join_wait_for(work: _Allreduce | _Alltoall) -> None:
-    """Let `hvd.join` wait for a collective first: a rank that joins while it takes part in one hangs all ranks.
-
-    `hvd.join` looks its native function up at each call. Replacing that one leaves the user's `hvd.join` as it is, and
-    reaches a name that was imported from it.
-    """
-    _under_way[:] = [*(earlier for earlier in _under_way if not earlier.done()), work]
-    native = hvd.mpi_ops.mpi_lib
-    if getattr(native.horovod_torch_join, "waits", False):
-        return
-    join = native.horovod_torch_join
-
-    def join_when_done(*arguments: Any) -> Any:
-        while not all(work.done() for work in _under_way):
-            time.sleep(1e-3)
-        return join(*arguments)
-
-    join_when_done.waits = True  # type: ignore[attr-defined]
-    native.horovod_torch_join = join_when_done
 
 
 def built_with() -> dict[str, bool]:

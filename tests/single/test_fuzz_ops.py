@@ -32,7 +32,7 @@ def attempt(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[bo
     """Whether it was done, and the result. What it raises names an argument, or is torch's own."""
     try:
         return True, function(**arguments)
-    except NotImplementedError as error:
+    except NotImplementedError as error:  # torch has no kernel of ours for nested tensors, and says so
         assert "NestedTensorCPU" in str(error)
         return False, None
     except (RuntimeError, TypeError) as error:
