@@ -7,6 +7,8 @@ import importlib.util
 import os
 import sys
 
+import torch  # noqa: F401  (whose libraries it needs)
+
 
 def load(path: str) -> None:
     """Make the shared library at `path` what `import grawa_hvd._C` gives."""
