@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "tiny500": "tiny tensors", "resnet20": "ResNet-20", "densenet121": "DenseNet-121", "vgg16": "VGG-16",
-    "huge": "one tensor", "resnet50": "ResNet-50", "wrn28_10": "WRN-28-10", "gpt2": "GPT-2",
+    "huge": "one tensor", "dense10": "ten layers", "resnet50": "ResNet-50", "wrn28_10": "WRN-28-10", "gpt2": "GPT-2",
 }  # fmt: skip
 KERNELS = {
     "norms": ("norms", "LayerTable"), "norms, list": ("norms", "list"), "pack": ("pack", "LayerTable"),
@@ -132,10 +133,10 @@ def gpu_times() -> str:
     return markdown(list(GPU_KERNELS), rows)
 
 
-def steps() -> str:
+def steps(file: str) -> str:
     """A local step over that of the bare optimizer."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
-        (cell["model"], cell["optimizer"]): by_name(cell["rows"]) for cell in results("local_step")["cells"]
+        (cell["model"], cell["optimizer"]): by_name(cell["rows"]) for cell in results(file)["cells"]
     }
     models = list(dict.fromkeys(model for model, _ in found))
     rows = [
@@ -145,10 +146,10 @@ def steps() -> str:
     return markdown(list(STEPS), rows)
 
 
-def rounds() -> str:
+def rounds(file: str) -> str:
     """A round over a bare allreduce."""
     rows = []
-    for cell in (cell for run in results("round_loopback")["runs"] for cell in run["cells"]):
+    for cell in (cell for run in results(file)["runs"] for cell in run["cells"]):
         found = by_name(cell["rows"])
         bare = 1e3 * cell["rows"][0]["seconds"]["median"]
         ratios = [spread(found[name]["over_bare_allreduce"]) if name in found else "" for name in ROUNDS.values()]
@@ -228,7 +229,13 @@ def _times(summary: dict[str, float]) -> str:
 DOCUMENTS = {
     "README.md": {"CLUSTER": gains},
     "docs/results.md": {"CLUSTER_ALL": cluster},
-    "docs/performance.md": {"GPU_KERNELS": gpu_kernels, "STEP": steps, "ROUND": rounds},
+    "docs/performance.md": {
+        "GPU_KERNELS": gpu_kernels,
+        "GPU_STEP": partial(steps, "gpu_local_step"),
+        "STEP": partial(steps, "local_step"),
+        "ROUND_16": partial(rounds, "gpu_round"),
+        "ROUND": partial(rounds, "round_loopback"),
+    },
     "docs/kernels.md": {"GPU_TIMES": gpu_times, "KERNELS": kernels},
     "docs/experiments.md": TABLES,
     "docs/experiments_papers.md": PAPERS,
