@@ -184,10 +184,14 @@ def cluster() -> str:
 
 
 PLACES = {"step": "wherever it is", "round": "within a round"}
+LAUNCHES = {
+    "elastic `horovodrun`": "elastic horovodrun", "`horovodrun`": "horovodrun", "`torchrun`": "torchrun",
+    "one process": "workers in one process",
+}  # fmt: skip
 
 
 def faults() -> str:
-    """What was done to workers in the soak and in the tests of elasticity, and how often that went as promised."""
+    """What was done to workers in the soak and in the tests, under which launchers, and what went as promised."""
     soak = next(row for row in results("soak")["rows"] if row["name"] == "grawa_hvd")
     kept = not soak["complaints"]
     found = [
@@ -195,14 +199,13 @@ def faults() -> str:
         for one in soak["faults"]
     ]
     found += [one for test in results("faults").values() for one in test]
-    counts: dict[tuple[str, str], list[bool]] = {}
-    for one in found:
-        counts.setdefault((one["kind"], one["under"]), []).append(one["survived"])
-    return markdown(
-        ["under", "injected", "as promised"],
-        [[kind, f"`{under.partition(',')[0]}`{under[len(under.partition(',')[0]):]}", str(len(all_)), str(sum(all_))]
-         for (kind, under), all_ in sorted(counts.items())],
-    )  # fmt: skip
+
+    def row(title: str, some: list[dict[str, Any]]) -> list[str]:
+        under = [sum(one["under"].startswith(words) for one in some) for words in LAUNCHES.values()]
+        return [title, *(str(count or "") for count in under), str(len(some)), str(sum(o["survived"] for o in some))]
+
+    rows = [row(kind, [one for one in found if one["kind"] == kind]) for kind in sorted({o["kind"] for o in found})]
+    return markdown([*LAUNCHES, "injected", "as promised"], [*rows, row("all", found)])
 
 
 def goodput() -> str:
