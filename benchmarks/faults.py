@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
-NO_TEST = 5  # pytest's exit code where a selection has none
+from benchmarks.tables import RESULTS, ROOT
+
+NOTES = RESULTS / "faults.json"
 RUN = ["tests/parallel/run.py", "--timeout", "900", "-m", "fault", "--transport"]
 # What runs each part, and what its tests are called: where they are, and under which launcher.
 PARTS = {
@@ -61,7 +61,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
                         help=f"of {', '.join(PARTS)} (default: all)")  # fmt: skip
-    parser.add_argument("--json", type=Path, default=RESULTS, help="(default: benchmarks/results/faults.json)")
+    parser.add_argument("--json", type=Path, default=NOTES, help="(default: benchmarks/results/faults.json)")
     options, selection = parser.parse_known_args()
     succeeded = True
     for part in options.parts:

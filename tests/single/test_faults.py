@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -86,6 +85,6 @@ def test_a_part_that_is_run_whole_takes_the_place_of_what_was_noted_of_it() -> N
 
 
 def test_what_is_noted_is_of_tests_that_there_are() -> None:
-    for name in json.loads(faults.RESULTS.read_text()):
+    for name in faults.read(faults.NOTES):
         file, _, test = name.partition("::")
         assert f"def {test.partition('[')[0].partition(' under ')[0]}(" in (faults.ROOT / file).read_text(), name
