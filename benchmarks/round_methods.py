@@ -178,7 +178,7 @@ class _Still(torch.optim.Optimizer):
 
 class _DropIn(Method):
     role = "ours"
-    averaging: ClassVar[str]
+    averaging: ClassVar[str | grawa_hvd.LGRAWA]
 
     def __init__(self, work: Workload) -> None:
         self._parameters = work.with_gradients()
@@ -217,7 +217,7 @@ class UniformRound(_DropIn):
 class LgrawaRound(_DropIn):
     """A round of the drop-in weighted by layer, alone and with the norms of one local step's gradients."""
 
-    name, averaging = "grawa_hvd LGRAWA", "lgrawa"
+    name, averaging = "grawa_hvd LGRAWA", grawa_hvd.LGRAWA(floor=0.0)
     with_norms: ClassVar[str] = "grawa_hvd LGRAWA + norms"
 
     @property

@@ -195,6 +195,16 @@ def table(runs: list[Run], names: list[str]) -> str:
     return "\n".join(lines)
 
 
+def seen(runs: list[Run], names: list[str]) -> str:
+    """One sentence: what averaging rarely comes to, beside the baseline."""
+    baseline, *others = [[run for run in runs if run.name == name] for name in names]
+    share = mean(others[0], "bytes") / max(mean(baseline, "bytes"), 1.0)
+    reached = ", ".join(
+        f"{name} reaches {mean(own, 'accuracy'):.1%}" for name, own in zip(names[1:], others, strict=True)
+    )
+    return f"With {share:.1%} of the bytes that {names[0]} sends for {mean(baseline, 'accuracy'):.1%}, {reached}."
+
+
 def mean(runs: list[Run], what: str) -> float:
     """Mean of one figure."""
     return statistics.mean(getattr(run, what) for run in runs)
@@ -273,8 +283,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", metavar="FILE", help=".npz with images [N, H, W] and labels [N] (default: scikit-learn's digits)")
-    add("--averaging", nargs="+", default=["lgrawa"], metavar="POLICY",
-        help="lgrawa, mgrawa, grawa, uniform, …; several for several runs, all for all (default: lgrawa)")  # fmt: skip
+    add("--averaging", nargs="+", default=["uniform", "lgrawa"], metavar="POLICY",
+        help="uniform, lgrawa, mgrawa, grawa, …; several, or all (default: uniform lgrawa)")  # fmt: skip
     add("--period", type=int, default=16, help="local steps from round to round (default: %(default)s)")
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
@@ -309,7 +319,7 @@ def main() -> None:
     seeds = range(options.seed, options.seed + options.repeats)
     runs = [train(name, data, seed, options, peers) for seed in seeds for name in names]
     if peers.rank == 0:
-        print(f"\n{table(runs, names)}\n")
+        print(f"\n{table(runs, names)}\n\n{seen(runs, names)}\n")
         for name, reason in refused.items():
             print(f"Left out, as its name alone does not make it: {name} ({reason})")
         if options.json is not None:

@@ -28,8 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--optimizer", choices=("grawa", "hvd", "ddp"), default="grawa",
         help="average models, or share gradients in every step: by hvd.DistributedOptimizer under horovodrun, by "
              "DistributedDataParallel under torchrun (default: %(default)s)")  # fmt: skip
-    add("--averaging", choices=sorted(POLICIES), default="lgrawa", help="the policy (default: %(default)s)")
-    add("--policy", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the policy, as floor=1")
+    add("--averaging", choices=sorted(POLICIES), default="uniform", help="the policy (default: %(default)s)")
+    add("--policy", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the policy, as floor=0")
     add("--period", type=int, default=32, help="local steps from round to round (default: %(default)s)")
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--proximity", type=float, default=0.01, help="pull toward it between rounds (default: %(default)s)")
@@ -45,14 +45,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def named_policies() -> tuple[list[str], dict[str, str]]:
-    """Which policies a name alone makes, "lgrawa" first; and of the others, why not."""
+    """Which policies a name alone makes, "uniform" first; and of the others, why not."""
     refused = {}
     for name, policy in POLICIES.items():
         try:
             policy()
         except (TypeError, ValueError) as error:
             refused[name] = str(error)
-    return sorted(POLICIES.keys() - refused.keys(), key=lambda name: (name != "lgrawa", name)), refused
+    return sorted(POLICIES.keys() - refused.keys(), key=lambda name: (name != "uniform", name)), refused
 
 
 def policy_of(options: argparse.Namespace) -> Averaging:

@@ -27,7 +27,7 @@ from grawa_hvd.averaging import LGRAWA, Uniform
 
 BATCH, STEPS, PROXIMITY = 16, 192, 0.01
 WORKERS, LRS, TUNING = (4, 8), (0.02, 0.05, 0.1, 0.2, 0.4), (1000, 1001, 1002)
-POLICIES = {"uniform": Uniform(), "lgrawa": LGRAWA()}
+POLICIES = {"uniform": Uniform(), "lgrawa": LGRAWA(floor=0.0)}
 OUTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "momentum .5": {"outer_momentum": 0.5},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.tasks import TASKS
 from experiments.verdict import CENTERED, Difference, Row, mean, signed
 
-CANDIDATES = ("lgrawa_floor1", "mediancap", "mgrawa_floor1")  # beside uniform and today's default
+CANDIDATES = ("lgrawa_floor1", "mediancap", "mgrawa_floor1")  # beside uniform and the default of that time
 FLOORS = {"0": "lgrawa", "1": "lgrawa_floor1"}
 MEANS_OVER = ("mlp", "convolutions")  # in points of accuracy
 

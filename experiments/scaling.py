@@ -28,10 +28,11 @@ from torch.nn import functional
 
 import grawa_hvd
 from experiments import common, digit_splits
+from grawa_hvd.averaging import LGRAWA, MGRAWA, Mix, Uniform
 
 WORKERS, LRS = (4, 8, 12, 16, 64, 256), (0.05, 0.1, 0.2)
 GRADIENTS, PERIOD, TUNING = 4096, 4, 1000
-ARMS = {"uniform": "uniform", "MGRAWA": "mgrawa", "LGRAWA": "lgrawa"}
+ARMS: dict[str, Mix] = {"uniform": Uniform(), "MGRAWA": MGRAWA(floor=0.0), "LGRAWA": LGRAWA(floor=0.0)}
 
 
 def steps_of(workers: int, gradients: int) -> int:

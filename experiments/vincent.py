@@ -38,9 +38,13 @@ from torch import nn
 import grawa_hvd
 from experiments import common
 from experiments.vincent_plot import plot
+from grawa_hvd.averaging import EASGD, GRAWA, LGRAWA, LSGD, MGRAWA, Mix, Uniform
 from grawa_hvd.transport.local import LocalTransport, run_workers
 
-ARMS = ("easgd", "lsgd", "uniform", "grawa", "mgrawa", "lgrawa")
+ARMS: dict[str, Mix] = {
+    "easgd": EASGD(), "lsgd": LSGD(), "uniform": Uniform(),
+    "grawa": GRAWA(floor=0.0), "mgrawa": MGRAWA(floor=0.0), "lgrawa": LGRAWA(floor=0.0),
+}  # fmt: skip
 LOWEST, HIGHEST = 0.25, 10.0
 LR, PERIOD, PULL, NOISE = 0.01, 4, 0.5, 1.0
 SAME = 1e-9  # Hessian norms that differ by less, relatively, are those of one valley, or of its mirror image
@@ -86,7 +90,7 @@ def train(transport: LocalTransport, averaging: str, start: int | None, noise: f
 
     optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
         torch.optim.SGD(point.parameters(), lr=LR), point.named_parameters(), process_group=transport,
-        averaging=averaging, period=PERIOD, pull=PULL, scores=backward if "grawa" in averaging else "local",
+        averaging=ARMS[averaging], period=PERIOD, pull=PULL, scores=backward if "grawa" in averaging else "local",
     )  # fmt: skip
     path = [begin]
     for _ in range(steps):

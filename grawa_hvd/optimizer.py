@@ -39,7 +39,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
     *,
     process_group: Any = None,
     device_mesh: Any = None,
-    averaging: str | Mix = "lgrawa",
+    averaging: str | Mix = "uniform",
     period: Period = 32,
     pull: float = 0.5,
     proximity: float = 0.01,
@@ -76,7 +76,7 @@ def DistributedGrawaOptimizer(  # noqa: N802  (a class to its users, as in Horov
         process_group: torch.distributed's group instead. With neither, Horovod is used if it is initialised, else
             torch.distributed's default group.
         device_mesh: the same by a torch mesh of one dimension.
-        averaging: the policy: "lgrawa", "mgrawa", "grawa", "uniform", or another name or object of
+        averaging: the policy: "uniform", "lgrawa", "mgrawa", "grawa", or another name or object of
             `grawa_hvd.averaging`.
         period: τ, local steps from round to round, at least 1. Or a function of a worker's progress (`steps`, `rounds`)
             that is asked when a cycle begins: what the rank says that is furthest holds for all. See `grawa_hvd.QSR`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from grawa_hvd.averaging.policy import Column, Mix, Recipe
 from grawa_hvd.averaging.registry import policy
+from grawa_hvd.caller import stacklevel
 from grawa_hvd.checked import check_choice, check_integer, check_number, plain_number
 from grawa_hvd.description import described
 from grawa_hvd.model.buffers import Buffers
@@ -41,7 +43,7 @@ class Settings:
         ValueError: naming the argument, its value and what is allowed.
     """
 
-    averaging: str | Mix = "lgrawa"
+    averaging: str | Mix = "uniform"
     period: Period = 32
     pull: float = 0.5
     proximity: float = 0.01
@@ -68,6 +70,7 @@ class Settings:
         averaging = policy(self.averaging)
         self.averaging, self.recipe = averaging, averaging.recipe()
         self.source = scores_source(self.scores)
+        self._warn_of_unused_scores()
         self.groups = validated_groups(self.groups)
         self._check_schedule()
         most = None if callable(self.period) else self.period
@@ -88,6 +91,15 @@ class Settings:
         self.outer = self._chosen_outer()
         if not self.has_common_center:
             self._refuse_what_needs_a_common_center()
+
+    def _warn_of_unused_scores(self) -> None:
+        """They are an effort, and a policy that goes by no norms takes none."""
+        if Column.NORMS not in self.recipe.mix.needs and not isinstance(self.source, LocalScores):
+            warnings.warn(
+                f"scores={type(self.source).__name__}(…) has no effect with averaging={type(self.averaging).__name__}, "
+                'which goes by no gradient norms; averaging="lgrawa" does',
+                stacklevel=stacklevel(),
+            )
 
     def _check_schedule(self) -> None:
         if callable(self.period):

@@ -13,7 +13,14 @@ from grawa_hvd.averaging.weights import inverse_norm_weights
 
 @dataclass(frozen=True)
 class NormAveraging(Averaging):
-    """A policy whose scores are gradient norms: a score of zero says nothing, for a dead layer has zero gradient."""
+    """A policy whose scores are gradient norms: a score of zero says nothing, for a dead layer has zero gradient.
+
+    Args:
+        floor: each norm counts as at least `floor` times its column's median, 0 to 1. At 1 no worker has more weight
+            than the median one. At 0 the weights are the paper's: a worker whose data is easy may then take over.
+    """
+
+    floor: float = 1.0
 
     def weights(self, scores: Tensor) -> Tensor:
         """See `inverse_norm_weights`."""

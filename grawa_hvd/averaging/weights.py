@@ -62,7 +62,7 @@ def raise_to_floor(scores: Tensor, floor: float, counted: Tensor) -> Tensor:
         floor: 0 (nothing changes) to 1.
         counted: which of the scores say something, bool, [workers, layers]; the others stay as they are.
     """
-    if floor == 0:
+    if floor == 0 or scores.numel() == 0:
         return scores
     median = torch.where(counted, scores, torch.nan).nanquantile(0.5, dim=0)
     return torch.where(counted & (scores < floor * median), floor * median, scores)

@@ -28,7 +28,7 @@ class Concentration:
 
     def __init__(self, settings: Settings, transport: Transport) -> None:
         self._mix, self._transport = settings.recipe.mix, transport
-        self._watches = isinstance(self._mix, NormAveraging) and not isinstance(settings.source, HeldOutScores)
+        self._watches = not isinstance(settings.source, HeldOutScores)
         self._running = 0
 
     def watch(self, weights: Tensor, workers: int) -> None:
@@ -38,25 +38,26 @@ class Concentration:
             weights: β, [M, its layers].
             workers: how many of the M take part and have not diverged.
         """
-        if not self._watches:
+        if not self._watches or not isinstance(self._mix, NormAveraging):
             return
         effective = float(weights.square().sum(dim=0).reciprocal().mean())
         self._running = self._running + 1 if workers > 2 and effective < workers / 2 else 0
         if self._running == ROUNDS:
+            self._warn(self._mix, effective, weights.mean(dim=1), workers)
             self._watches = False
-            self._warn(effective, weights.mean(dim=1), workers)
 
-    def _warn(self, effective: float, share: Tensor, workers: int) -> None:
+    def _warn(self, mix: NormAveraging, effective: float, share: Tensor, workers: int) -> None:
         order = share.argsort(descending=True)
         fewest = int((share[order].cumsum(dim=0) <= 0.5).sum()) + 1  # that have more than half together
         leaders = sorted(order[:fewest].tolist())
-        name = type(self._mix).__name__
+        name = type(mix).__name__
+        bounded = f"averaging={name}(floor=1.0), " if mix.floor < 1 else ""
         warnings.warn(
             f"the weights of {name} stay on few workers: in {ROUNDS} rounds running they were as good as "
             f"{effective:.1f} of {workers} workers (1/Σβ², mean over layers), and {share[leaders].sum():.0%} of the "
             f"weight of the last was on {self._transport.label(leaders)}. A worker whose data is easy, as with few "
             "classes, has small gradients and takes over, which costs accuracy where workers' data differ. If yours "
-            f"differ, use averaging={name}(floor=1.0), scores=grawa_hvd.HeldOutScores(…) on a batch that all workers "
-            'share, or averaging="uniform"',
+            f"differ, use {bounded}scores=grawa_hvd.HeldOutScores(…) on a batch that all workers share, or "
+            'averaging="uniform"',
             stacklevel=stacklevel(),
         )

@@ -35,7 +35,7 @@ def simulate(
     optimizer: OptimizerFactory = MOMENTUM_SGD,
     steps: int = 320,
     batch_size: int = 16,
-    averaging: str | Mix = "lgrawa",
+    averaging: str | Mix = "uniform",
     period: Period = 32,
     pull: float = 0.5,
     proximity: float = 0.01,

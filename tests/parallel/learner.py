@@ -40,7 +40,7 @@ class Learner:
         self.optimizer = grawa_hvd.DistributedGrawaOptimizer(
             torch.optim.SGD(self.model.parameters(), lr=scheme.lr, momentum=scheme.momentum),
             self.model.named_parameters(),
-            averaging=scheme.averaging, period=scheme.period, pull=scheme.pull, proximity=scheme.proximity,
+            averaging=scheme.policy, period=scheme.period, pull=scheme.pull, proximity=scheme.proximity,
             outer_momentum=scheme.outer_momentum, scores=self.fresh if scheme.scores == "fresh" else "local",
             overlap=scheme.overlap, fragments=scheme.fragments, local_period=scheme.local_period or None,
             **options,

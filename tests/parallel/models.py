@@ -24,9 +24,10 @@ def sgd(model: nn.Module, lr: float = 0.1, **options: Any) -> torch.optim.SGD:
 
 
 def wrap(model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **options: Any) -> Any:
-    """A round every second step, unless the options say otherwise."""
+    """A round every second step, weighted layer by layer, unless the options say otherwise."""
     optimizer = sgd(model) if optimizer is None else optimizer
-    return grawa_hvd.DistributedGrawaOptimizer(optimizer, model.named_parameters(), **{"period": 2, **options})
+    options = {"period": 2, "averaging": "lgrawa", **options}
+    return grawa_hvd.DistributedGrawaOptimizer(optimizer, model.named_parameters(), **options)
 
 
 def loss_of(model: nn.Module, step: int, rank: int | None = None) -> Tensor:

@@ -5,11 +5,14 @@ Written from the formulas alone, so that it can disagree with the library.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from grawa_hvd.averaging import Mix, NormAveraging, policy
 
 Array = NDArray[np.float64]
 Parameters = list[Array]
@@ -38,10 +41,17 @@ class Scheme:
     outer_momentum: float = 0.0
     lr: float = 0.1
     momentum: float = 0.0
+    floor: float = 1.0
     overlap: int = 0
     fragment_of: tuple[int, ...] = ()
     host_of: tuple[int, ...] = ()
     local_period: int = 0
+
+    @property
+    def policy(self) -> Mix:
+        """Who counts how much, as an object."""
+        plain = policy(self.averaging)
+        return replace(plain, floor=self.floor) if isinstance(plain, NormAveraging) else plain
 
     @property
     def fragments(self) -> int:
@@ -181,7 +191,7 @@ class Simulation:
         layers = np.flatnonzero(self.fragment_of == fragment)
         losses = self._take_fresh_batches(layers)
         scores = _scores(self.scheme.averaging, self._estimates())
-        weights = _weights(scores)
+        weights = _weights(scores, self.scheme.floor)
         indices = [index for index, layer in enumerate(self.layer_of) if layer in layers]
         self.underway.append(
             Underway(
@@ -228,7 +238,8 @@ class Simulation:
             members = [worker for worker, own in enumerate(self.scheme.host_of) if own == host]
             if len(members) == 1:
                 continue
-            weights = _weights(_scores(self.scheme.averaging, self._estimates()[members]))
+            scores = _scores(self.scheme.averaging, self._estimates()[members])
+            weights = _weights(scores, self.scheme.floor)
             for index in range(len(self.layer_of)):
                 center = self._weighted_sum(weights, index, members)
                 for worker in members:
@@ -247,8 +258,16 @@ def _scores(averaging: str, estimates: Array) -> Array:
     return by_policy[averaging]
 
 
-def _weights(scores: Array) -> Array:
-    """β[m,l] = (1/s[m,l]) / Σ_j (1/s[j,l]); a zero score says nothing: weight 0, or 1/M where all are zero."""
+def _weights(scores: Array, floor: float) -> Array:
+    """β[m,l] = (1/s[m,l]) / Σ_j (1/s[j,l]), each s at least the floor's part of the median of those above zero.
+
+    A zero score says nothing: weight 0, or 1/M where all are zero.
+    """
+    if floor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of a column of zeros
+            least = floor * np.nanmedian(np.where(scores > 0, scores, np.nan), axis=0)
+        scores = np.where(scores > 0, np.maximum(scores, least), scores)
     with np.errstate(divide="ignore"):
         inverse = np.where(scores > 0, 1 / scores, 0.0)
     inverse = np.where((scores > 0).any(axis=0), inverse, 1.0)

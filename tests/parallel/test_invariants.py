@@ -46,7 +46,7 @@ def train(model: torch.nn.Module, optimizer: Any, steps: int, first: int = 0) ->
 
 def averaged_sgd(model: torch.nn.Module, lr: float = 0.05, **options: Any) -> Any:
     return grawa_hvd.DistributedGrawaOptimizer(
-        torch.optim.SGD(model.parameters(), lr=lr), model.named_parameters(), **options
+        torch.optim.SGD(model.parameters(), lr=lr), model.named_parameters(), **{"averaging": "lgrawa", **options}
     )
 
 

@@ -336,7 +336,7 @@ def test_training_can_go_on_from_good_parameters_after_all_ranks_diverged() -> N
     assert equal_on_all_ranks(optimizer.center.values())
 
 
-@pytest.mark.parametrize("averaging", ["grawa", "mgrawa", "lgrawa"])
+@pytest.mark.parametrize("policy", [grawa_hvd.GRAWA, grawa_hvd.MGRAWA, grawa_hvd.LGRAWA])
 @pytest.mark.parametrize(
     "gradients",
     [
@@ -354,12 +354,10 @@ def test_training_can_go_on_from_good_parameters_after_all_ranks_diverged() -> N
 )
 @pytest.mark.fault("gradients")
 def test_extreme_gradients_give_weights_that_sum_to_one(
-    averaging: str, gradients: dict[str, Any], rank: int, size: int
+    policy: Any, gradients: dict[str, Any], rank: int, size: int
 ) -> None:
     model = nn.ParameterList([torch.ones(3), torch.ones(2, 2)])
-    optimizer = wrap(model, sgd(model, 1e-30), period=2, pull=1.0)
-    if averaging != "lgrawa":
-        optimizer = wrap(model, sgd(model, 1e-30), period=2, pull=1.0, averaging=averaging)
+    optimizer = wrap(model, sgd(model, 1e-30), period=2, pull=1.0, averaging=policy(floor=0.0))
     value = gradients["others" if rank else "rank 0"]
     for _ in range(2):
         optimizer.zero_grad()
@@ -373,6 +371,23 @@ def test_extreme_gradients_give_weights_that_sum_to_one(
     assert weights[0].tolist() == pytest.approx([expected] * 2, abs=1e-12)
     assert equal_on_all_ranks(model)
     assert bool(across(model).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("first", "weight"),
+    [(1e-30, {2: 2 / 3, 4: 1 / 4}), (1e30, {2: 1 / 3, 4: 0.0})],
+    ids=["vanishing on rank 0", "huge on rank 0"],
+)
+@pytest.mark.fault("gradients")
+def test_the_floor_bounds_the_weight_of_extreme_gradients(
+    first: float, weight: dict[int, float], rank: int, size: int
+) -> None:
+    """The median of two is their mean, and rank 0's norm or the other's is raised to it; of four it is another's."""
+    model = nn.ParameterList([torch.ones(3), torch.ones(2, 2)])
+    optimizer = wrap(model, sgd(model, 1e-30), period=1, averaging="lgrawa")
+    set_gradients(model, 1.0 if rank else first)
+    optimizer.step()
+    assert optimizer.last_round.weights[0].tolist() == pytest.approx([weight[size]] * 2, abs=1e-12)
 
 
 @pytest.mark.fault("gradients")

@@ -135,7 +135,7 @@ def test_hosts_of_a_group_with_an_order_of_its_own_weigh_each_worker_by_its_own_
     parameter = torch.nn.Parameter(torch.tensor([float(rank)]))
     optimizer = grawa_hvd.DistributedGrawaOptimizer(
         torch.optim.SGD([parameter], lr=0.0), [("x", parameter)], process_group=group, period=4, local_period=1,
-        pull=1.0, proximity=0.0,
+        pull=1.0, proximity=0.0, averaging=grawa_hvd.LGRAWA(floor=0.0),
     )  # fmt: skip
     parameter.grad = torch.tensor([1.0 + rank])
     with warnings.catch_warnings():

@@ -17,11 +17,11 @@ pytestmark = pytest.mark.ranks(4)
 POLICIES = itertools.product(["uniform", "grawa", "mgrawa", "lgrawa"], ["local", "fresh"])
 GRID = [
     pytest.param(
-        Scheme(averaging, scores, period=5, pull=pull, proximity=proximity, outer_momentum=outer_momentum),
-        id=f"{averaging}-{scores}-proximity{proximity}-pull{pull}-outer{outer_momentum}",
+        Scheme(averaging, scores, period=5, pull=pull, proximity=proximity, outer_momentum=outer_momentum, floor=floor),
+        id=f"{averaging}-{scores}-floor{floor}-proximity{proximity}-pull{pull}-outer{outer_momentum}",
     )
-    for (averaging, scores), proximity, pull, outer_momentum in itertools.product(
-        POLICIES, [0.0, 0.3], [0.3, 1.0], [0.0, 0.7]
+    for (averaging, scores), (floor, proximity), pull, outer_momentum in itertools.product(
+        POLICIES, [(1.0, 0.0), (0.0, 0.3)], [0.3, 1.0], [0.0, 0.7]
     )
 ]
 

@@ -44,7 +44,10 @@ def trained(transport: LocalTransport, kind: Callable[..., Any], steps: int = 1,
     if options.get("buffers") == "model":
         options["buffers"] = model
     optimizer = grawa_hvd.DistributedGrawaOptimizer(
-        kind(model.parameters(), lr=0.05), model.named_parameters(), process_group=transport, **options
+        kind(model.parameters(), lr=0.05),
+        model.named_parameters(),
+        process_group=transport,
+        **{"averaging": "lgrawa", **options},
     )
     for _ in range(steps):
         model.scale.fill_(float(transport.rank))

@@ -25,7 +25,7 @@ class Trainer:
             nn.init.constant_(parameter, 0.1)
         self.optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
             kind(self.model.parameters(), lr=0.01), self.model.named_parameters(), process_group=transport,
-            **{"period": 3, "proximity": 0.1, "buffers": self.model, **options},
+            **{"averaging": "lgrawa", "period": 3, "proximity": 0.1, "buffers": self.model, **options},
         )  # fmt: skip
 
     def train(self, steps: range) -> list[Tensor]:

@@ -42,7 +42,7 @@ def work(transport: LocalTransport, options: dict[str, Any], device: str) -> lis
     with torch.device(device):
         optimizer = grawa_hvd.DistributedGrawaOptimizer(
             torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5), model.named_parameters(),
-            process_group=transport, **{"period": 3, "proximity": 0.1, **options},
+            process_group=transport, **{"averaging": "lgrawa", "period": 3, "proximity": 0.1, **options},
         )  # fmt: skip
         for step in range(10):
             optimizer.zero_grad()

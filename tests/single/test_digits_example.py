@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ def test_trains_with_both_optimizers_and_writes_table_plot_and_figures(
     arguments += ["--averaging", "lgrawa", "uniform", "--json", str(file)]
     finished = demo(launcher, tmp_path, *arguments, paths=[no_horovod] if transport == "torch" else [])
     assert finished.returncode == 0, finished.stderr
+    sentence = rf"With \d+\.\d% of the bytes that {re.escape(baseline)} sends for .*lgrawa reaches"
+    assert re.search(sentence, finished.stdout)
     figures = json.loads(file.read_text())
     assert [figures[key] for key in ("transport", "launcher", "baseline", "workers")] == [
         transport, launcher, baseline, 2,
@@ -104,7 +107,7 @@ def test_a_policy_that_needs_arguments_is_left_out_with_the_reason(monkeypatch: 
 
     monkeypatch.setitem(POLICIES, "weighted", Weighted)
     names, refused = optimizers.named_policies()
-    assert names[0] == "lgrawa" and "uniform" in names and "weighted" not in names
+    assert names[0] == "uniform" and "lgrawa" in names and "weighted" not in names
     assert "'by'" in refused["weighted"]
 
 

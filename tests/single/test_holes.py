@@ -40,7 +40,7 @@ OPTIONS = [
 
 
 def wrap(model: nn.Module, transport: LocalTransport, kind: Any = torch.optim.SGD, **options: Any) -> Any:
-    options = {"period": 3, "pull": 0.5, "proximity": 0.5, **options}
+    options = {"averaging": "lgrawa", "period": 3, "pull": 0.5, "proximity": 0.5, **options}
     optimizer = kind(model.parameters(), lr=0.05, weight_decay=0.0)
     return grawa_hvd.DistributedGrawaOptimizer(optimizer, model.named_parameters(), process_group=transport, **options)
 

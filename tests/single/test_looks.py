@@ -25,7 +25,7 @@ def run(transport: LocalTransport, kind: Any, options: dict[str, Any], looks: bo
     model[0].requires_grad_(not unfreezes)
     optimizer = grawa_hvd.DistributedGrawaOptimizer(
         kind(model.parameters(), lr=0.01), model.named_parameters(), process_group=transport,
-        **{"period": 3, "proximity": 0.1, "buffers": model, **options},
+        **{"averaging": "lgrawa", "period": 3, "proximity": 0.1, "buffers": model, **options},
     )  # fmt: skip
     for step in range(10):
         model[0].requires_grad_(step >= 5 or not unfreezes)

@@ -69,7 +69,7 @@ def test_what_each_version_wrote_goes_on_as_it_did_then(version: int) -> None:
         model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)).double()
         optimizer = grawa_hvd.DistributedGrawaOptimizer(
             torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), model.named_parameters(),
-            process_group=transport, averaging="lgrawa", period=4, outer_momentum=0.6,
+            process_group=transport, averaging=grawa_hvd.LGRAWA(floor=0.0), period=4, outer_momentum=0.6,
         )  # fmt: skip
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])

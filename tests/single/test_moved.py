@@ -29,7 +29,7 @@ class Run:
         self.put(start)
         self.optimizer = grawa_hvd.DistributedGrawaOptimizer(
             torch.optim.SGD(self.model.parameters(), lr=0.01), self.model.named_parameters(), process_group=transport,
-            **{"period": 3, "pull": 1.0, **options},
+            **{"averaging": "lgrawa", "period": 3, "pull": 1.0, **options},
         )  # fmt: skip
 
     def put(self, value: float) -> None:

@@ -18,7 +18,7 @@ def run(transport: LocalTransport, kind: Any, options: dict[str, Any]) -> int:
     model = nn.ModuleList(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(2))
     optimizer = grawa_hvd.DistributedGrawaOptimizer(
         kind(model.parameters(), lr=0.01), model.named_parameters(), process_group=transport,
-        **{"period": 3, "proximity": 0.1, **options},
+        **{"averaging": "lgrawa", "period": 3, "proximity": 0.1, **options},
     )  # fmt: skip
     for step in range(6):
         losses = [part(torch.ones(2, 3)).square().sum() for part in model]

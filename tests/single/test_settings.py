@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,20 @@ def test_a_bad_argument_is_named(name: str, value: object, allowed: str) -> None
 
 
 def test_ranks_compare_everything_but_their_own_tensors_and_functions() -> None:
-    lines = Settings(**{**GOOD, "scores": lambda: None}).describe()
-    assert "averaging=LGRAWA(floor=0.0)" in lines
+    lines = Settings(**{**GOOD, "averaging": "lgrawa", "scores": lambda: None}).describe()
+    assert "averaging=LGRAWA(floor=1.0)" in lines
     assert "period=32" in lines
     assert "scores=FreshScores(decay=0.43)" in lines
     assert not any(" at 0x" in line or line.startswith("groups") for line in lines)
+
+
+def test_scores_that_nobody_goes_by_are_told() -> None:
+    with pytest.warns(UserWarning, match=r"scores=FreshScores\(…\) has no effect with averaging=Uniform"):
+        Settings(scores=lambda: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Settings(averaging="lgrawa", scores=lambda: None)
+        Settings(averaging="uniform")
 
 
 def diloco(parameters: Any) -> torch.optim.Optimizer:

@@ -36,11 +36,11 @@ def run(transport: LocalTransport, change: Callable[[nn.Sequential], None], afte
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     for parameter in model.parameters():
         nn.init.constant_(parameter, 0.1)
+    options = {"averaging": "lgrawa", "period": 3, "pull": 1.0, **options}
+    kind = options.pop("kind", torch.optim.SGD)
     optimizer = grawa_hvd.DistributedGrawaOptimizer(
-        options.get("kind", torch.optim.SGD)(model.parameters(), lr=0.01), model.named_parameters(),
-        process_group=transport,
-        **{"period": 3, "pull": 1.0, **{name: value for name, value in options.items() if name != "kind"}},
-    )  # fmt: skip
+        kind(model.parameters(), lr=0.01), model.named_parameters(), process_group=transport, **options
+    )
     for step in range(9):
         if step == after:
             change(model)

@@ -96,7 +96,7 @@ def real(transport: LocalTransport, shards: Shards, optimizer: Any, fresh: bool,
 def check(optimizer: Any = SGD, shards: Shards | None = None, scores: Any = "local", **options: Any) -> Simulation:
     """Run both and compare all that they have in common."""
     shards = shards or data()
-    options = {"period": 6, "proximity": 0.3, "pull": 0.4, **options}
+    options = {"averaging": "lgrawa", "period": 6, "proximity": 0.3, "pull": 0.4, **options}
     given = {} if scores == "fresh" else {"scores": scores}
     simulation = simulate(
         network(), nn.functional.mse_loss, shards, optimizer=optimizer, steps=STEPS, batch_size=BATCH, seed=SEED,
@@ -268,7 +268,7 @@ def test_scores_may_go_by_a_batch_that_all_share() -> None:
     held_out = data((40,))[0]
     simulation = simulate(
         network(), nn.functional.mse_loss, data(), optimizer=SGD, steps=4, batch_size=BATCH, seed=SEED, period=4,
-        pull=0.0, proximity=0.0, scores=held_out, progress=False,
+        averaging="lgrawa", pull=0.0, proximity=0.0, scores=held_out, progress=False,
     )  # fmt: skip
     for number, scores in enumerate(simulation.rounds[0].scores):
         model = network()

@@ -36,7 +36,9 @@ def train(make: Callable[[Any], torch.optim.Optimizer], options: dict[str, Any] 
     model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2))
     optimizer: Any = make(model.parameters())
     if options is not None:
-        optimizer = grawa_hvd.DistributedGrawaOptimizer(optimizer, model.named_parameters(), **options)
+        optimizer = grawa_hvd.DistributedGrawaOptimizer(
+            optimizer, model.named_parameters(), **{"averaging": "lgrawa", **options}
+        )
     scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0, growth_interval=3)
     for step in range(10):
         optimizer.zero_grad()

@@ -64,7 +64,7 @@ def test_torch_tells_of_a_wait() -> None:
 def test_a_local_step_never_waits_and_a_round_once(options: dict[str, Any], kind: Any) -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).cuda()
     optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
-        kind(model.parameters(), lr=0.01), model.named_parameters(), period=PERIOD, **options
+        kind(model.parameters(), lr=0.01), model.named_parameters(), period=PERIOD, **{"averaging": "lgrawa", **options}
     )
     for step in range(4 * PERIOD):
         optimizer.zero_grad()
