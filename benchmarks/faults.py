@@ -56,7 +56,7 @@ def merged(before: Noted, new: Noted, part: str, whole: bool) -> Noted:
 def main() -> int:
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults", description=summary, epilog=details + " Other options go to pytest.",
+        prog="python -m benchmarks.faults", description=summary, epilog=details + "Other options go to pytest.",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
