@@ -24,7 +24,7 @@ KINDS = {
     "late": "a worker that comes late, or starts anew: it takes part from the next round on",
     "differ": "a worker with another model, dtype, policy, setting or shared batch: the same error on all",
     "start": "a worker with other initial parameters: a warning on all",
-    "order": "a worker with parameters, memory or optimizers in another order: they meet all the same",
+    "order": "a worker with parameters or optimizers in another order: they meet by name",
     "astray": "a worker that loads a checkpoint alone, or calls something else: the same error on all",
     "raises": "an exception or a wrong value from a worker's callable: an error there, and where others need it",
     "torn": "SIGKILL while a checkpoint is written: the earlier one stays whole",
