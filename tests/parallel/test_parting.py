@@ -528,6 +528,19 @@ def test_differing_layouts_and_settings_are_an_error_on_every_rank_that_names_th
     assert len({text for _, text in found}) == 1
 
 
+@pytest.mark.fault("differ")
+def test_another_version_on_one_rank_is_an_error_on_every_rank(
+    rank: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rank == size - 1:
+        monkeypatch.setattr(grawa_hvd, "__version__", "0.2.0")
+    model = mlp()
+    optimizer = wrap(model)
+    found = errors(lambda: train(model, optimizer, range(1)))
+    assert [kind for kind, _ in found] == ["ValueError"] * size, found
+    assert all("grawa_hvd=0.2.0" in text and f"rank {size - 1}" in text for _, text in found)
+
+
 @pytest.mark.parametrize("change", ["a parameter more", "unfrozen"])
 @pytest.mark.parametrize("averaging", ["uniform", "lgrawa"])
 @pytest.mark.fault("differ")
