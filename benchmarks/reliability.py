@@ -55,8 +55,17 @@ def goodput() -> str:
     return markdown([f"`{row['name']}`" for row in rows], [[name, *values] for name, values in lines.items()])
 
 
+def health() -> str:
+    """A training step with the checks over one without, and over itself."""
+    rows = results("health")["rows"]
+    entries = [[f"{row['median']:.3f} ({row['lower_quartile']:.3f}–{row['upper_quartile']:.3f})"] for row in rows]
+    return markdown(
+        ["time of the processor"], [[row["name"], *entry] for row, entry in zip(rows, entries, strict=True)]
+    )
+
+
 def _times(summary: dict[str, float]) -> str:
     return f"{summary['median']:.0f}, {summary['longest']:.0f}"
 
 
-TABLES = {"GOODPUT": goodput, "FAULTS": faults}
+TABLES = {"GOODPUT": goodput, "FAULTS": faults, "HEALTH": health}
