@@ -192,7 +192,7 @@ def test_parameters_that_were_broadcast_raise_no_warning(rank: int, recwarn: pyt
 def test_parameters_that_the_phantom_step_decayed_after_their_broadcast_are_warned_of(
     parameters_last: bool, recwarn: pytest.WarningsRecorder, rank: int
 ) -> None:
-    """A Horovod script that resumes: rank 0 alone loads the plain optimizer, so the other ranks alone make that step."""
+    """A Horovod script that resumes: rank 0 alone has a state, so the other ranks alone make that step."""
     model = mlp()
     optimizer = sgd(model, momentum=0.9, weight_decay=0.1)
     if rank == 0:
