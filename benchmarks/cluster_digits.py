@@ -48,7 +48,9 @@ def race(data: Data, period: int, outer_momentum: float, seed: int) -> dict[str,
     plain = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
     names = [(f"race.{name}", parameter) for name, parameter in model.named_parameters()]
     optimizer: Any = (
-        grawa_hvd.DistributedGrawaOptimizer(plain, names, period=period, outer_momentum=outer_momentum)
+        grawa_hvd.DistributedGrawaOptimizer(
+            plain, names, averaging="lgrawa", period=period, outer_momentum=outer_momentum
+        )
         if period
         else hvd.DistributedOptimizer(plain, names)
     )

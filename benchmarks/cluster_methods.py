@@ -161,8 +161,8 @@ class Models(Trainee):
     def _wrapped(self, optimizer: torch.optim.Optimizer) -> Any:
         options = self._options
         return grawa_hvd.DistributedGrawaOptimizer(
-            optimizer, self.model.named_parameters(), period=options.period, overlap=options.overlap,
-            local_period=options.local_period or None,
+            optimizer, self.model.named_parameters(), averaging="lgrawa", period=options.period,
+            overlap=options.overlap, local_period=options.local_period or None,
             compression=grawa_hvd.Compression.fp16 if options.half else grawa_hvd.Compression.none,
         )  # fmt: skip
 

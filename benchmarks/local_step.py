@@ -77,7 +77,7 @@ def ways(model: str, kind: str, device: str) -> list[Way]:
         parameters = _parameters(model, device)
         if name in ours:
             plain = make(parameters, **({"fused": True} if "fused" in ours[name] else {}))
-            optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(plain, period=PERIOD, **ours[name])
+            optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(plain, averaging="lgrawa", period=PERIOD, **ours[name])
         else:
             optimizer = make(parameters, **{name.removeprefix("torch, "): True})
         result.append(Way(name, parameters, optimizer))

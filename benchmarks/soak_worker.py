@@ -62,7 +62,9 @@ def made() -> tuple[Any, Any]:
     if PLAN["method"] == "horovod":
         optimizer = hvd.DistributedOptimizer(plain, model.named_parameters())
         return optimizer, hvd.elastic.TorchState(model, optimizer, step=0)
-    optimizer = grawa_hvd.DistributedGrawaOptimizer(plain, model.named_parameters(), period=PLAN["period"])
+    optimizer = grawa_hvd.DistributedGrawaOptimizer(
+        plain, model.named_parameters(), averaging="lgrawa", period=PLAN["period"]
+    )
     return optimizer, elastic.TorchState(model, optimizer, step=0)
 
 

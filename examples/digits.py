@@ -250,7 +250,7 @@ def plot(runs: list[Run], names: list[str], options: argparse.Namespace, peers: 
         if is_crowded:
             figure.legend(frameon=False, loc="outside right upper")
         else:
-            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.52, 0.3))
+            axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.3))
     figure.savefig(options.plot, dpi=150)
 
 
@@ -289,7 +289,7 @@ def parse() -> argparse.Namespace:
     add("--pull", type=float, default=0.5, help="pull toward the centre in a round, 0 to 1 (default: %(default)s)")
     add("--epochs", type=int, default=28, help="passes over each worker's share (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="images a step and worker (default: %(default)s)")
-    add("--lr", type=float, default=0.03, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
+    add("--lr", type=float, default=0.1, help="learning rate of SGD with momentum 0.9 (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights and order of images (default: %(default)s)")
     add("--repeats", type=int, default=1, help="seeds: --seed, --seed + 1, … (default: %(default)s)")
     add("--transport", choices=("horovod", "torch"), help="what carries models and gradients (default: the launcher's)")

@@ -12,8 +12,9 @@ batches. Ends with a table, and a picture of test accuracy over steps.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -153,6 +154,7 @@ def parse() -> argparse.Namespace:
     add("--hidden", type=int, default=32, help="units of the hidden layer (default: %(default)s)")
     add("--seeds", type=int, default=1, help="runs a policy, of seeds 0, 1, … (default: %(default)s)")
     add("--plot", type=Path, default=Path("simulation.png"), help="where the picture goes (default: %(default)s)")
+    add("--json", type=Path, help="write all figures there")
     return parser.parse_args()
 
 
@@ -165,6 +167,10 @@ def main() -> None:
     print(f"\n{table(runs, names)}\n")
     plot(runs, names, options)
     print(f"Test accuracy over steps: {options.plot}")
+    if options.json is not None:
+        versions = {"grawa_hvd": grawa_hvd.__version__, "torch": torch.__version__}
+        found = {"versions": versions, "options": vars(options), "runs": [asdict(run) for run in runs]}
+        options.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from experiments.tasks import TASKS
 from experiments.verdict import CENTERED, Difference, Row, mean, signed
 
@@ -46,8 +48,9 @@ def _differences(arm: Arm) -> dict[Place, Difference]:
 
 
 def _gain(arm: Arm) -> float:
-    """The mean difference over the conditions of digits."""
-    return mean([one.mean for (task, _), one in _differences(arm).items() if task in MEANS_OVER])
+    """The mean difference over the conditions of digits; NaN where it has run in none of them."""
+    found = [one.mean for (task, _), one in _differences(arm).items() if task in MEANS_OVER]
+    return mean(found) if found else math.nan
 
 
 def _summary(arm: Arm) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.__future__ import get_swap_module_params_on_conversion
 
+from grawa_hvd.checked import check_choice
 from grawa_hvd.modes import lasting
 from grawa_hvd.report import OnRound, Phases, RoundReport
 from grawa_hvd.rounds import member_state
@@ -44,14 +45,12 @@ class Worker:
     def __init__(self, wrapped: Wrapped, wire: Wire, settings: Settings, on_round: OnRound | None = None) -> None:
         settings.check_over(wire)
         self._transport, self._settings = wire.transport, settings
-        self._fresh = settings.fresh
         self.member = Member(wrapped, wire, settings)
         self._under_way = UnderWay(self.member, on_round)
         self._meeting = Meeting(self.member, self._under_way)
         self._starter, self._moved = Starter(self.member, settings), Moved()
         self._generation = wire.transport.generation
-        self.arrived = False
-        self._pause = Pause()
+        self.arrived, self._pause = False, Pause()
 
     @property
     def active(self) -> bool:
@@ -121,7 +120,7 @@ class Worker:
     def _arrive(self) -> Due | None:
         """Meet the other ranks, take a place in the run, and part in the round that they are at: that is returned."""
         with self._pause(SCORES):
-            rows = self._meeting.arrive(self._fresh)
+            rows = self._meeting.arrive(self._settings.fresh)
         self.arrived = True
         if not rows.came_for(Reason.ROUND, Reason.ROUND_NOW):
             return None
@@ -146,8 +145,6 @@ class Worker:
             self._round(due)
         self._moved.step_ends(member.model.first)
 
-    # What happens now and then.
-
     @torch.no_grad()
     def round_now(self) -> None:
         """A round of the whole model wherever the cycle is, after which a new one begins; a collective."""
@@ -161,12 +158,10 @@ class Worker:
 
     def _round(self, due: Due) -> None:
         """Exchange rows and start the round that is due; finish it at once, or `overlap` steps later."""
-        member, phases = self.member, Phases()
+        member, phases, fresh = self.member, Phases(), None if due.warm_up else self._settings.fresh
         with phases("scores"), self._pause(SCORES):
             self._meeting.refresh()
-            failure = None
-            if self._fresh is not None and not due.warm_up:
-                failure = take_fresh_gradients(self._fresh, member.model, member.reported, due.fragment, member.steps)
+            failure = take_fresh_gradients(fresh, member.model, member.reported, due.fragment, member.steps)
         rows = self._meeting.meet(Reason.ROUND_NOW if due.now else Reason.ROUND, phases, failure)
         self._moved.at_round(rows.distances[self._transport.rank])
         due = member.due(rows) or due
@@ -197,8 +192,7 @@ class Worker:
 
     def consensus(self, weights: str) -> AbstractContextManager[None]:
         """Parameters are the mean over the workers that have not diverged inside the block; a collective."""
-        if weights not in ("equal", "last"):
-            raise ValueError(f'weights must be "equal" or "last", but is {weights!r}')
+        check_choice("weights", weights, "equal", "last")
         return self._consensus(Reason.CONSENSUS if weights == "equal" else Reason.LAST_CONSENSUS)
 
     def let_go(self) -> None:

@@ -66,9 +66,14 @@ def no_columns(replica: Replica, needs: frozenset[Column]) -> Tensor:
 
 
 def take_fresh_gradients(
-    source: FreshScores, replica: Replica, reported: Reported, fragment: int | None, step: int
+    source: FreshScores | None, replica: Replica, reported: Reported, fragment: int | None, step: int
 ) -> Exception | None:
-    """Run the user's callable and take its gradients in; what it raises is returned, since other ranks wait."""
+    """Run the user's callable, if there is one, and take its gradients in.
+
+    What it raises is returned, since other ranks wait.
+    """
+    if source is None:
+        return None
     layout = replica.layout
     try:
         with source.gradients(layout.parameters, step) as loss:

@@ -245,6 +245,12 @@ def test_the_rules_of_the_protocol_on_made_up_cells() -> None:
     assert "the rule says uniform" in averaging and "lgrawa_floor1: harms in skew_0.1 (convolutions)" in averaging
 
 
+def test_the_rules_say_something_of_text_alone() -> None:
+    cells = [made("iid", arm, BASE) for arm in ("uniform", "lgrawa", "lgrawa_floor1", "mediancap")]
+    averaging, *_ = decisions({"text": compared(TASKS["mlp"], with_tuning(cells))})
+    assert averaging.startswith("averaging: the rule says uniform")
+
+
 def test_an_arm_is_compared_at_its_own_rate_alone() -> None:
     cells = [made("iid", "uniform", BASE), made("iid", "lgrawa", WORSE), made("iid", "lgrawa", BETTER, lr=0.2)]
     tuning = [made("iid", "lgrawa", [0.1 * lr], lr=lr, split=TUNING_SPLIT) for lr in (0.2, 0.3)]

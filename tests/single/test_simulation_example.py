@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,13 +21,17 @@ def example(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_256_workers_are_compared_in_a_table_and_a_picture(tmp_path: Path) -> None:
     arguments = ["--steps", "16", "--period", "8", "--seeds", "2", "--noisy", "0.5"]
-    finished = example(tmp_path, *arguments, "--averaging", "uniform", "lgrawa")
+    finished = example(tmp_path, *arguments, "--averaging", "uniform", "lgrawa", "--json", str(tmp_path / "runs.json"))
     assert finished.returncode == 0, finished.stderr
     rows = [line.split() for line in finished.stdout.splitlines() if line.startswith(("uniform", "lgrawa"))]
     # Name, accuracy ± deviation, difference ± interval, seconds.
     assert [(row[0], len(row)) for row in rows] == [("uniform", 5), ("lgrawa", 8)]
     assert all(10 < float(row[1]) < 100 for row in rows)
     assert abs(float(rows[1][1]) - float(rows[0][1]) - float(rows[1][4])) <= 0.11  # three roundings to a tenth
+    runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [(run["averaging"], run["seed"]) for run in runs] == [
+        (name, seed) for name in ("uniform", "lgrawa") for seed in (0, 1)
+    ]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
