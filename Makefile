@@ -18,7 +18,7 @@ EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling no
   flatness communication
 
 .PHONY: help demo cluster bench-kernels bench-step bench-round bench-cluster soak cost-model experiments readme test \
-  elastic-test cluster-test docs lint format cuda-check cuda-load \
+  elastic-test cluster-test faults docs lint format cuda-check cuda-load \
   dist-check sanitize wheels gpu-check clean
 
 help: ## list the targets
@@ -91,7 +91,11 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 
 elastic-test: ## workers that are added, taken away, stopped and killed; ARGS="-m quick": two minutes of them
 	@$(SETUP) test examples
-	timeout 3600 $(BIN)/python -m pytest tests/elastic --faults benchmarks/results/faults.json $(ARGS)
+	timeout 3600 $(BIN)/python -m pytest tests/elastic $(ARGS)
+
+faults: ## run all tests that do something to workers, and count them in benchmarks/results; ARGS="--help" lists the options
+	@$(SETUP) test examples
+	timeout 7200 $(BIN)/python -m benchmarks.faults $(ARGS)
 
 cluster-test: ## 12 workers on 3 hosts against the formulas, and scripts/cluster itself; skipped where there is no root
 	@$(SETUP) test examples

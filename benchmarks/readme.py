@@ -7,21 +7,19 @@ whether the documents tell what the results say.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from scipy.stats import t as student
 
+from benchmarks.reliability import TABLES as RELIABILITY
+from benchmarks.tables import ROOT, markdown, results
 from experiments.document import TABLES
 from experiments.document_papers import TABLES as PAPERS
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "tiny500": "tiny tensors", "resnet20": "ResNet-20", "densenet121": "DenseNet-121", "vgg16": "VGG-16",
     "huge": "one tensor", "dense10": "ten layers", "resnet50": "ResNet-50", "wrn28_10": "WRN-28-10", "gpt2": "GPT-2",
@@ -45,19 +43,6 @@ GAINS = {
     HOROVOD: f"`{HOROVOD}`, each step", "LGRAWA τ = 4": "LGRAWA, every 4 steps", "LGRAWA τ = 16": "every 16 steps",
     "LGRAWA τ = 32": "every 32 steps", "no communication": "never: the most there is to win",
 }  # fmt: skip
-
-Rows = list[list[str]]
-
-
-def markdown(head: list[str], rows: Rows) -> str:
-    """A table, the first column of which has no title."""
-    lines = [["", *head], ["---"] * (len(head) + 1), *rows]
-    return "\n".join(("|" + "|".join(line) + "|") if line[0] == "---" else f"| {' | '.join(line)} |" for line in lines)
-
-
-def results(name: str) -> Any:
-    """A committed file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -241,49 +226,6 @@ def cluster() -> str:
     return markdown([*(RATES[rate] for rate in cells), "bytes, of Horovod's"], rows)
 
 
-PLACES = {"step": "wherever it is", "round": "within a round"}
-
-
-def faults() -> str:
-    """What was done to workers in the soak and in the tests of elasticity, and how often that went as promised."""
-    soak = next(row for row in results("soak")["rows"] if row["name"] == "grawa_hvd")
-    kept = not soak["complaints"]
-    found = [
-        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun, soak", "survived": kept}
-        for one in soak["faults"]
-    ]
-    found += [one for test in results("faults").values() for one in test]
-    counts: dict[tuple[str, str], list[bool]] = {}
-    for one in found:
-        counts.setdefault((one["kind"], one["under"]), []).append(one["survived"])
-    return markdown(
-        ["under", "injected", "as promised"],
-        [[kind, f"`{under.partition(',')[0]}`{under[len(under.partition(',')[0]):]}", str(len(all_)), str(sum(all_))]
-         for (kind, under), all_ in sorted(counts.items())],
-    )  # fmt: skip
-
-
-def goodput() -> str:
-    """What the soak comes to, beside Horovod's optimizer."""
-    rows = results("soak")["rows"]
-    lines = {
-        "goodput: share of the time on steps that count": [f"{row['goodput']:.0%}" for row in rows],
-        "on steps that were lost": [f"{row['lost']:.1%}" for row in rows],
-        "on failing, restarting and committing": [f"{row['apart']:.0%}" for row in rows],
-        "samples that count, a second": [f"{row['samples_that_count_per_second']:,.0f}" for row in rows],
-        "failures; an hour": [f"{len(row['faults'])}; {row['failures_per_hour']:.0f}" for row in rows],
-        "set back at most, of a commit's steps":
-            [f"{row['set_back_at_most']} of {row['commit_every']}" for row in rows],
-        "s until the others go on: median, longest": [_times(row["seconds_until_a_step"]) for row in rows],
-        "s until all are there again": [_times(row["seconds_until_whole"]) for row in rows],
-    }  # fmt: skip
-    return markdown([f"`{row['name']}`" for row in rows], [[name, *values] for name, values in lines.items()])
-
-
-def _times(summary: dict[str, float]) -> str:
-    return f"{summary['median']:.0f}, {summary['longest']:.0f}"
-
-
 DOCUMENTS = {
     "README.md": {"CLUSTER": gains},
     "docs/results.md": {"DIGITS": digits, "CLUSTER_ALL": cluster},
@@ -298,7 +240,7 @@ DOCUMENTS = {
     "docs/simulation.md": {"SIMULATED": simulated},
     "docs/experiments.md": TABLES,
     "docs/experiments_papers.md": PAPERS,
-    "docs/reliability.md": {"GOODPUT": goodput, "FAULTS": faults},
+    "docs/reliability.md": RELIABILITY,
 }
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from faults import fault, pytest_addoption, pytest_runtest_makereport  # noqa: F401  (pytest finds them here)
+from faults import (  # noqa: F401  (pytest finds them here)
+    fault,
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+)
 from hypothesis import settings
 
 # The machine may be busy with other ranks: how long one example takes says nothing about the code.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import grawa_hvd
 from grawa_hvd.model.holes import Holes
 from grawa_hvd.model.layout import Layout
 from grawa_hvd.model.names import averaged
@@ -54,8 +55,9 @@ class Replica:
         self.holes = Holes() if layout.refusal else Holes(layout.parameters, layout.table.norms())
         if before is not None:  # what is infinite now may have diverged
             self.holes = self.holes.kept(before.holes, before.sizes)
+        own = [f"grawa_hvd={grawa_hvd.__version__}"]
         lines = [*layout.describe(), *self.holes.describe(trained)]
-        self.terms = Terms(settings.describe(), wire.describe(), lines, names=layout.names)
+        self.terms = Terms(own, settings.describe(), wire.describe(), lines, names=layout.names)
 
     def _new_rooms(self) -> Rooms:
         settings, layout, center = self._settings, self.layout, Center(self.layout)

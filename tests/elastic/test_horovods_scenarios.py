@@ -55,7 +55,9 @@ def test_hosts_added_and_removed(kind: str, slots: int, fault: Note) -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_reset_limit(kind: str) -> None:
+def test_reset_limit(kind: str, fault: Note) -> None:
+    if kind != "horovod's":
+        fault("hosts change more often than --reset-limit says: the job ends with an error", "elastic horovodrun")
     outcome = run(plan(kind, 2, ["--reset-limit", "1"]))
     assert outcome.code != 0
     assert RESET_LIMIT_EXCEEDED_MESSAGE.format(1) in outcome.output, outcome.output[-4000:]

@@ -1,4 +1,4 @@
-"""A worker that stands still, as under a debugger: the others wait for a bounded time, and say so.
+"""A worker that stands still, as under a debugger, or ends: the others wait for a bounded time, and say so.
 
 A short stop costs nothing but the time; after a long one the job ends with an error that says what has happened.
 """
@@ -31,13 +31,13 @@ LAUNCHERS = {
 class Job:
     """A launch of the workers, of which nothing is left once `end` has been called."""
 
-    def __init__(self, transport: str, place: str, limit: int, folder: Path) -> None:
+    def __init__(self, transport: str, place: str, limit: int, folder: Path, how: str = "stop") -> None:
         launcher, *options = LAUNCHERS[transport]
         script = Path(__file__).with_name("train_standing.py")
         self.folder, self.mark = folder, folder.name + str(os.getpid())
         with (folder / "output").open("w") as output:
             self.process = subprocess.Popen(
-                [Path(sys.executable).with_name(launcher), *options, script, transport, folder, place],
+                [Path(sys.executable).with_name(launcher), *options, script, transport, folder, place, how],
                 env={**os.environ, processes.MARK: self.mark, "OMP_NUM_THREADS": "1",
                      "HOROVOD_GLOO_TIMEOUT_SECONDS": str(limit)},
                 stdout=output, stderr=output, start_new_session=True,
@@ -104,3 +104,22 @@ def test_after_a_short_stop_the_run_goes_on(
     assert job.process.wait(SECONDS_TO_END) == 0, (tmp_path / "output").read_text()
     assert len(job.said("end")) == RANKS
     assert processes.left(job.mark, seconds=10) == []
+
+
+ENDS = {"raise": "an exception in a local step", "exit": "an end before the others", "kill": "SIGKILL in a local step"}
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("transport", LAUNCHERS)
+def test_a_worker_that_ends_ends_the_job(
+    transport: str, how: str, tmp_path: Path, jobs: list[Job], fault: Note
+) -> None:
+    """As one that raises, or has fewer batches and did not say so. The launcher may end the others before they fail."""
+    fault(f"{ENDS[how]}: the job ends with an error", LAUNCHERS[transport][0])
+    jobs.append(job := Job(transport, "step", LIMIT, tmp_path, how))
+    assert job.process.wait(LIMIT + SECONDS_TO_END) != 0
+    errors = [error for error in job.said("error") if "no batch left" not in error]
+    assert all(error.partition(": ")[2].startswith("a worker is gone: it has died or ended") for error in errors)
+    assert len(errors) == RANKS - 1 or how != "exit"
+    assert job.said("end") == []
+    assert processes.left(job.mark, seconds=30) == []

@@ -1,7 +1,7 @@
-"""A worker that stands still when it is told to: `horovod|torch FOLDER step|round [cut]`.
+"""A worker that stands still when it is told to: `horovod|torch FOLDER step|round [cut|raise|exit|kill]`.
 
-Rank 1 stops itself at the 8th step, or, with `cut`, takes the network interface of its host down. Who is done writes a
-file with its parameters, who fails one with the error.
+Rank 1 stops itself at the 8th step; or else it takes the network interface of its host down, raises, exits as if it
+were done, or kills itself. Who is done writes a file with its parameters, who fails one with the error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import grawa_hvd
 
 transport, folder, place = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+how = sys.argv[4] if len(sys.argv) > 4 else "stop"
 TIMEOUT = int(os.environ["HOROVOD_GLOO_TIMEOUT_SECONDS"])
 if transport == "horovod":
     import horovod.torch as hvd
@@ -40,12 +41,16 @@ optimizer: Any = grawa_hvd.DistributedGrawaOptimizer(
 
 
 def stand_still() -> None:
-    """Until SIGCONT; or go on, without a network."""
+    """Until SIGCONT; or go on, without a network; or end."""
     (folder / "stopped").write_text(str(os.getpid()))
-    if "cut" in sys.argv[4:]:
+    if how == "cut":
         subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+    elif how == "raise":
+        raise KeyError("no batch left")
+    elif how == "exit":
+        sys.exit(0)
     else:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        os.kill(os.getpid(), {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[how])
 
 
 def stand_still_in_sum() -> None:

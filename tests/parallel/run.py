@@ -74,6 +74,7 @@ def environment(world: World) -> dict[str, str]:
         **os.environ,
         "GRAWA_TEST_NOTES": str(world.notes),
         "GRAWA_TEST_TRANSPORT": world.transport,
+        "GRAWA_TEST_WORLD": f"{world.launcher} -np {world.processes}",
         "HOROVOD_DYNAMIC_PROCESS_SETS": "1",
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "120",  # a machine that stands still for half a minute is no failure
         "HOROVOD_STALL_CHECK_TIME_SECONDS": "20",

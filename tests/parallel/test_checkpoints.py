@@ -129,6 +129,7 @@ def test_all_ranks_take_over_what_rank_0_alone_loaded_and_broadcast(
 
 
 @pytest.mark.horovod
+@pytest.mark.fault("astray")
 def test_a_load_on_rank_0_alone_in_the_middle_of_a_run_is_an_error_on_every_rank(rank: int) -> None:
     """Scripts that go back to the best checkpoint load it on every rank, or would part from the others' count."""
     model, optimizer = new("momentum")

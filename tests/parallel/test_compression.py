@@ -252,6 +252,7 @@ def test_parameters_of_every_dtype_travel_in_two_bytes(
 
 @pytest.mark.parametrize("options", [{}, {"overlap": 2}, {"fragments": 2}], ids=str)
 @pytest.mark.parametrize("averaging", ["uniform", "lgrawa"])
+@pytest.mark.fault("diverged")
 def test_a_diverged_worker_spoils_no_scale_and_comes_back(averaging: str, options: dict[str, Any], rank: int) -> None:
     model = mlp()
     optimizer = wrap(

@@ -527,6 +527,7 @@ def test_models_of_one_and_of_many_tensors(tensors: int, rank: int) -> None:
     assert equal_on_all_ranks(model)
 
 
+@pytest.mark.fault("gradients")
 def test_a_layer_without_gradient_has_no_weight_where_others_have_one_and_equal_weight_if_none_has(
     rank: int, size: int
 ) -> None:

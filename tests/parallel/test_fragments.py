@@ -61,6 +61,7 @@ def test_a_checkpoint_in_the_middle_of_a_cycle_continues_bitwise() -> None:
 
 @pytest.mark.parametrize("overlap", [0, 2])
 @pytest.mark.parametrize("averaging", ["uniform", "lgrawa"])
+@pytest.mark.fault("diverged")
 def test_a_rank_that_diverged_comes_back_whole(averaging: str, overlap: int, rank: int) -> None:
     """Its next round sets every part of it that has a centre: parts left at NaN would poison the others again."""
     model = mlp()

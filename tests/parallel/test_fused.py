@@ -133,6 +133,7 @@ def test_closure_is_called_once_with_gradients_on() -> None:
     assert optimizer.rounds == 2
 
 
+@pytest.mark.fault("gradients")
 def test_a_parameter_without_gradient_is_pulled_and_has_no_say() -> None:
     models = [mlp(), mlp()]
     for model, fused in zip(models, (True, False), strict=True):
@@ -196,6 +197,7 @@ def test_a_parameter_added_in_mid_run_is_stepped_too() -> None:
     assert apart(*models) < TOLERANCE
 
 
+@pytest.mark.fault("overflow")
 def test_overflow_under_grad_scaler_skips_the_update_on_that_rank_alone() -> None:
     models = [mlp(), mlp()]
     scales = []
@@ -230,6 +232,7 @@ def kernels_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops.StepTable, "step", refusing)
 
 
+@pytest.mark.fault("overflow")
 def test_adamw_that_counts_on_the_host_stays_fused_under_grad_scaler(
     kernels_of_cuda: None, steps_made: list[bool], rank: int
 ) -> None:

@@ -86,6 +86,7 @@ def test_hosts_tell_of_their_rounds_and_the_common_one_stays_the_last(hosts: Any
 
 @pytest.mark.ranks(4)
 @pytest.mark.parametrize("diverged", [[2], [2, 3]], ids=["one-of-a-host", "a-whole-host"])
+@pytest.mark.fault("diverged")
 def test_a_host_brings_back_its_own_and_the_common_round_a_whole_host(
     diverged: list[int], hosts: Any, rank: int
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_host_brings_back_its_own_and_the_common_round_a_whole_host(
 
 @pytest.mark.horovod
 @pytest.mark.ranks(4)
+@pytest.mark.fault("data")
 def test_a_host_whose_worker_has_joined_waits_for_it_without_holding_up_the_others(hosts: Any, rank: int) -> None:
     hosts(EVEN)
     model, reports = mlp(), []
@@ -136,6 +138,7 @@ def test_a_local_period_out_of_range_is_refused_on_every_rank(local_period: Any)
 
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("option", [{"overlap": 1}, {"fragments": 2}, {"local_period": 2}], ids=str)
+@pytest.mark.fault("differ")
 def test_settings_that_differ_are_the_same_error_everywhere(option: dict[str, Any], rank: int) -> None:
     """One rank that had waited for the others in the constructor would have waited for ever."""
     model = mlp()

@@ -179,6 +179,7 @@ def test_consensus_is_the_plain_mean_inside_and_bitwise_undone_after(
         assert bool(((found - mean).abs() <= rounding * magnitude + torch.finfo(dtype).smallest_normal).all())
 
 
+@pytest.mark.fault("raises")
 def test_consensus_is_undone_after_an_exception_on_one_rank(rank: int) -> None:
     model = network()
     optimizer = averaged_sgd(model, period=2)

@@ -73,6 +73,7 @@ def test_distances_travel_one_round_late(rank: int) -> None:
         assert report.distance == pytest.approx(sum(expected) / len(expected), rel=1e-4)
 
 
+@pytest.mark.fault("diverged")
 def test_a_worker_that_diverged_has_no_distance(rank: int) -> None:
     model, reports = mlp(), []
     optimizer = wrap(model, on_round=reports.append)

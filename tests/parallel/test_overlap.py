@@ -124,6 +124,7 @@ def test_all_ranks_can_go_back_to_a_checkpoint_while_a_round_is_under_way() -> N
     assert same(copies(model), went_on)
 
 
+@pytest.mark.fault("astray")
 def test_rank_0_that_goes_back_to_a_checkpoint_alone_while_a_round_is_under_way_is_an_error_on_every_rank(
     rank: int,
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_scheduler_drives_the_overlapped_optimizer_as_it_does_a_plain_one() ->
     assert same(*results)
 
 
+@pytest.mark.fault("overflow")
 def test_an_overflow_in_flight_skips_that_update_and_the_pull_still_comes(rank: int) -> None:
     model, optimizer, started, now = in_flight(proximity=0.0)
     scaler = GradScaler("cpu", init_scale=1024.0)
@@ -178,6 +180,7 @@ def test_an_overflow_in_flight_skips_that_update_and_the_pull_still_comes(rank: 
 @pytest.mark.horovod
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("first", [5, 9], ids=["first-round-under-way", "second"])
+@pytest.mark.fault("data")
 def test_a_rank_may_join_while_a_sum_is_under_way(dtype: torch.dtype, first: int, rank: int) -> None:
     model = nn.ParameterList([torch.full((300,), 2.0, dtype=dtype), torch.full((2, 2), -2.0, dtype=dtype)])
     optimizer = wrap(model, sgd(model, 0.0), period=4, overlap=3, pull=1.0)
@@ -194,6 +197,7 @@ def test_a_rank_may_join_while_a_sum_is_under_way(dtype: torch.dtype, first: int
     assert all(bool((parameter.abs() == 2).all()) for parameter in model)
 
 
+@pytest.mark.fault("raises")
 def test_a_closure_that_raises_in_flight_leaves_the_round_to_the_next_step(rank: int) -> None:
     model, optimizer, _, _ = in_flight()
     other, plain, _, _ = in_flight()
@@ -234,6 +238,7 @@ def test_parameters_added_in_flight_are_averaged_from_the_next_round_on() -> Non
 
 @pytest.mark.parametrize("averaging", ["uniform", "lgrawa"])
 @pytest.mark.parametrize("when", ["before", "during"])
+@pytest.mark.fault("diverged")
 def test_a_rank_that_diverges_around_a_flight_comes_back(when: str, averaging: str, rank: int) -> None:
     """Poisoned at step 8 it is out of the round that starts there; at step 9, of the one that starts at 12."""
     model = mlp()

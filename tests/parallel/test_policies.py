@@ -124,6 +124,7 @@ def test_where_nobody_has_reported_a_warning_names_the_policy_and_what_to_call(p
     assert f"a score of none of the {peers.size()} workers" in told[0] and "optimizer.report()" in told[0]
 
 
+@pytest.mark.fault("raises")
 def test_a_negative_score_is_an_error_on_every_rank(printed: type[Averaging]) -> None:
     found = errors(lambda: round_of(printed(), -0.5 if peers.rank() else 1.0))
     assert {name for name, _ in found} == {"ValueError"}
@@ -131,6 +132,7 @@ def test_a_negative_score_is_an_error_on_every_rank(printed: type[Averaging]) ->
 
 
 @pytest.mark.horovod
+@pytest.mark.fault("data")
 def test_of_a_worker_that_has_joined_a_policy_and_the_report_know_nothing() -> None:
     Watching.observed.clear()
     model = mlp()
@@ -147,6 +149,7 @@ def test_of_a_worker_that_has_joined_a_policy_and_the_report_know_nothing() -> N
             assert values.isnan().tolist() == [False] * last + [number == 1]
 
 
+@pytest.mark.fault("differ")
 def test_what_a_policy_holds_is_compared_and_not_where_it_lies() -> None:
     alike = Holding(by=lambda loss: 1 / loss, held=[torch.eye(3), types.SimpleNamespace(), object()])
     other = Holding(held=torch.full((2,), float(peers.rank())))

@@ -36,6 +36,7 @@ UNEVEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", UNEVEN.values(), ids=UNEVEN)
+@pytest.mark.fault("data")
 def test_ranks_with_less_data_join_and_follow(options: dict[str, Any], rank: int, size: int) -> None:
     """The rounds of the others go on with zeros from those who have joined, whose centre moves with theirs."""
     model = mlp()
@@ -51,6 +52,7 @@ def test_ranks_with_less_data_join_and_follow(options: dict[str, Any], rank: int
     assert optimizer.rounds >= 4
 
 
+@pytest.mark.fault("data")
 def test_a_worker_that_has_joined_keeps_its_model_and_has_no_weight(rank: int, size: int) -> None:
     model = mlp()
     optimizer = wrap(model, averaging="uniform", pull=1.0)

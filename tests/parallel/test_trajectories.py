@@ -121,6 +121,7 @@ def test_half_precision_on_the_wire_costs_its_rounding_and_no_more(size: int) ->
     assert 1e-6 < final <= rounds * scheme.pull * size * unit
 
 
+@pytest.mark.fault("gradients")
 def test_a_worker_without_gradient_in_a_layer_has_no_say_there() -> None:
     """Rank 0 never uses the second layer; in the simulation its gradient there is zero."""
     scheme = Scheme("lgrawa", period=2, pull=1.0, proximity=0.0)

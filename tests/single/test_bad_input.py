@@ -221,6 +221,7 @@ def garbage(folder: Path, written: bytes) -> list[bytes]:
     return files
 
 
+@pytest.mark.fault("checkpoint")
 def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
 
@@ -240,6 +241,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
+@pytest.mark.fault("checkpoint")
 def test_parts_of_a_checkpoint_that_are_damaged(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
 

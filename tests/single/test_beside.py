@@ -99,6 +99,7 @@ def test_the_consensus_averages_buffers_and_gives_them_back() -> None:
     run_workers(WORKERS, work)
 
 
+@pytest.mark.fault("diverged")
 def test_a_worker_that_diverged_takes_the_statistics_of_the_others() -> None:
     def work(transport: LocalTransport) -> tuple[Net, Any]:
         model = Net()
@@ -177,6 +178,7 @@ def test_a_round_may_make_the_state_anew() -> None:
     run_workers(WORKERS, work)
 
 
+@pytest.mark.fault("differ")
 def test_a_state_that_one_worker_lacks_is_an_error_on_all() -> None:
     def work(transport: LocalTransport) -> str:
         model = Net()

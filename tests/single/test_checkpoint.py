@@ -118,6 +118,7 @@ learn(1, work)
 
 
 @pytest.mark.parametrize("moment", ["in a part", "after the parts", "before the move"])
+@pytest.mark.fault("torn")
 def test_a_kill_while_writing_leaves_the_earlier_checkpoint_whole(tmp_path: Path, moment: str) -> None:
     path, tests = tmp_path / "run.pt", Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parents[1]}"}
@@ -133,6 +134,7 @@ def test_a_kill_while_writing_leaves_the_earlier_checkpoint_whole(tmp_path: Path
     learn(1, work)
 
 
+@pytest.mark.fault("checkpoint")
 def test_where_one_worker_fails_all_raise_and_the_earlier_checkpoint_stays(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
 
@@ -148,6 +150,7 @@ def test_where_one_worker_fails_all_raise_and_the_earlier_checkpoint_stays(tmp_p
     learn(2, lambda learner: go_on(learner, path, 2, 4))
 
 
+@pytest.mark.fault("checkpoint")
 def test_a_missing_part_is_told_to_all(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     learn(2, lambda learner: write(learner, path, 2))
@@ -156,6 +159,7 @@ def test_a_missing_part_is_told_to_all(tmp_path: Path) -> None:
     assert [kind for kind, _ in found] == ["FileNotFoundError"] * 2
 
 
+@pytest.mark.fault("checkpoint")
 def test_other_files_and_optimizers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.pt"
     torch.save({"model": {}}, path)

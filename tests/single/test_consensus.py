@@ -66,6 +66,7 @@ def test_the_default_is_the_plain_mean_and_so_is_last_before_the_first_round() -
     torch.testing.assert_close(later, plain, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.fault("diverged")
 def test_who_has_diverged_is_left_out_and_the_weights_of_the_others_add_up_to_one() -> None:
     def work(learner: Learner) -> Any:
         learner.step(5)
@@ -89,6 +90,7 @@ def test_shares_of_workers_without_any_weight_are_alike() -> None:
     assert shares(None, 3, [0, 2]).tolist() == [[0.5], [0.0], [0.5]]
 
 
+@pytest.mark.fault("astray")
 def test_ranks_that_ask_for_different_weights_get_one_error() -> None:
     def work(learner: Learner) -> None:
         learner.step(5)

@@ -158,6 +158,7 @@ def test_a_worker_hands_over_the_bytes_of_its_degree(dtype: torch.dtype) -> None
 
 
 @quiet
+@pytest.mark.fault("data")
 def test_the_mean_of_those_present_is_kept_when_one_leaves() -> None:
     """Its neighbors keep its weight for themselves; the others go on."""
     learners = together({"proximity": 0.0}, 6, lambda learner, step, _: learner.rank == 2 and step == 3)
@@ -184,6 +185,7 @@ def without(matrix: Array, absent: int) -> Array:
 
 @quiet
 @pytest.mark.parametrize("fragments", [1, 2])
+@pytest.mark.fault("diverged")
 def test_a_worker_that_diverged_is_healed_by_its_neighbors_and_leaks_nowhere(fragments: int) -> None:
     def poison(learner: Learner, step: int, _: Any) -> None:
         if learner.rank == 2 and step == 2:
@@ -207,6 +209,7 @@ def test_a_worker_that_diverged_is_healed_by_its_neighbors_and_leaks_nowhere(fra
 
 
 @quiet
+@pytest.mark.fault("diverged")
 def test_a_worker_among_diverged_neighbors_alone_waits_for_a_round_in_which_one_is_healed() -> None:
     """In the ring 0–1–2–3–4, workers 1, 2 and 3 diverge: 1 and 3 are healed in the next round, 2 in the one after."""
     seen: list[list[bool]] = [[] for _ in range(WORKERS)]
@@ -222,6 +225,7 @@ def test_a_worker_among_diverged_neighbors_alone_waits_for_a_round_in_which_one_
 
 
 @quiet
+@pytest.mark.fault("all diverged")
 def test_when_all_diverged_all_say_so() -> None:
     def poison(learner: Learner, step: int, _: Any) -> None:
         learner.model[0].data.fill_(torch.nan)
@@ -231,6 +235,7 @@ def test_when_all_diverged_all_say_so() -> None:
 
 
 @quiet
+@pytest.mark.fault("late")
 def test_one_that_arrives_late_takes_part_in_the_round_at_hand_and_in_the_graph_as_it_is_then() -> None:
     """It brings its own parameters; no one's centre is given to it, and none is taken from the others."""
     topology_ = topology.RandomPairs(5)

@@ -105,6 +105,7 @@ def sgd(parameters: Any, momentum: float = 0.9) -> torch.optim.Optimizer:
     ],
     ids=["sgd", "inner momentum", "slow weights", "two deep", "number in the group"],
 )  # fmt: skip
+@pytest.mark.fault("diverged")
 def test_a_worker_is_well_after_one_round(make: Callable[[Any], torch.optim.Optimizer]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -191,6 +191,7 @@ def test_reports_tell_the_step_at_which_a_round_began_in_the_warm_up_too() -> No
     assert run_workers(2, work) == [[1, 2, 6, 10]] * 2
 
 
+@pytest.mark.fault("diverged")
 def test_a_worker_that_diverges_in_the_warm_up_becomes_the_mean_and_not_an_old_centre() -> None:
     def work(transport: LocalTransport) -> list[float]:
         model, found = nn.ParameterList([torch.zeros(2)]), []

@@ -53,6 +53,7 @@ def test_all_get_the_rows_of_all() -> None:
         assert rows.losses.tolist() == [3.0] * 3
 
 
+@pytest.mark.fault("data")
 def test_one_who_has_left_counts_for_nothing() -> None:
     terms = Terms(["a"])
 
@@ -82,6 +83,7 @@ def test_one_who_follows_is_there_and_counts_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("columns", [(2, 2), (2, 5), (5, 0)], ids=str)
+@pytest.mark.fault("differ")
 def test_terms_that_differ_are_an_error_that_names_the_first_line(columns: tuple[int, int]) -> None:
     def meet(transport: LocalTransport) -> None:
         terms = Terms(["alike", f"own {transport.rank}", "later"])
@@ -91,7 +93,7 @@ def test_terms_that_differ_are_an_error_that_names_the_first_line(columns: tuple
     assert caught(meet) == [("ValueError", message)] * 2
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", [pytest.param(True, marks=pytest.mark.fault("differ")), False])
 def test_terms_that_change_in_a_run_are_an_error_unless_they_change_everywhere(alone: bool) -> None:
     """Also where rows are of another length afterwards."""
 
@@ -109,6 +111,7 @@ def test_terms_that_change_in_a_run_are_an_error_unless_they_change_everywhere(a
     assert caught(meet) == [("ValueError", message) if alone else ("", "")] * 2
 
 
+@pytest.mark.fault("late")
 def test_one_who_knows_nothing_yet_meets_those_who_have_agreed() -> None:
     """As after an empty first epoch: its first row is a header alone, and the others' are not."""
     terms = Terms(["a"])
@@ -167,6 +170,7 @@ def test_who_missed_rounds_is_behind() -> None:
     assert (rows.leader, rows.witness, rows.behind, rows.arriving) == (0, 1, [0], [2])
 
 
+@pytest.mark.fault("raises")
 def test_a_period_that_raises_on_one_rank_is_an_error_on_all() -> None:
     def train(transport: LocalTransport) -> None:
         def period(progress: Progress) -> int:
@@ -189,6 +193,7 @@ def test_a_period_that_raises_on_one_rank_is_an_error_on_all() -> None:
 
 
 @pytest.mark.parametrize("returned", [0, 2.5, None], ids=str)
+@pytest.mark.fault("raises")
 def test_a_period_out_of_range_on_the_rank_that_leads_is_an_error_on_all(returned: Any) -> None:
     def train(transport: LocalTransport) -> None:
         model = nn.ParameterList([torch.zeros(2)])
@@ -205,6 +210,7 @@ def test_a_period_out_of_range_on_the_rank_that_leads_is_an_error_on_all(returne
     assert found[1] == found[0] if returned == 0 else found[1][0] == "ScoresError"
 
 
+@pytest.mark.fault("order")
 def test_parameters_that_come_in_another_order_on_some_rank_meet_by_name() -> None:
     def work(transport: LocalTransport) -> tuple[list[str], list[float]]:
         values = {"a": torch.tensor([1.0]), "b": torch.tensor([2.0, 2.0]), "c": torch.tensor([3.0])}

@@ -87,6 +87,7 @@ def test_a_shared_batch_is_scored_and_no_gradient_of_the_users_is_changed() -> N
     assert results[0]["losses"].isfinite().all()
 
 
+@pytest.mark.fault("differ")
 def test_batches_that_differ_are_one_error_on_every_rank() -> None:
     found = errors(own)
     assert found == [found[0]] * WORKERS
@@ -94,6 +95,7 @@ def test_batches_that_differ_are_one_error_on_every_rank() -> None:
     assert found[0][1].startswith("HeldOutScores needs one batch that all workers share, but with the same parameters")
 
 
+@pytest.mark.fault("start")
 def test_where_workers_start_from_different_parameters_nothing_can_be_compared() -> None:
     with pytest.warns(UserWarning, match="the initial parameters of rank"):
         assert errors(shared, starts=[0, 1, 2]) == [("", "")] * WORKERS
@@ -125,12 +127,14 @@ def test_dropout_that_is_seeded_within_is_deterministic() -> None:
 
 
 @pytest.mark.parametrize("returned", [None, "low", torch.ones(2)], ids=str)
+@pytest.mark.fault("raises")
 def test_without_a_loss_that_is_told_on_every_rank(returned: Any) -> None:
     found = errors(lambda model, rank: returned if rank == 1 else shared(model, rank))
     assert [kind for kind, _ in found] == ["ScoresError", "ValueError", "ScoresError"]
     assert found[1][1] == f"the callable of HeldOutScores must return its loss, one number, but returned {returned!r}"
 
 
+@pytest.mark.fault("raises")
 def test_what_the_callable_raises_is_raised_there_and_told_elsewhere() -> None:
     def failing(model: nn.Module, rank: int) -> Tensor:
         raise ZeroDivisionError if rank == 2 else KeyError("no such batch")

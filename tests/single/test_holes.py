@@ -90,6 +90,7 @@ def test_one_that_the_user_has_allowed_since_trains_like_the_others() -> None:
     assert first[0, 0] != -1.0 and first.isfinite().all()
 
 
+@pytest.mark.fault("diverged")
 def test_a_worker_that_diverges_is_healed_but_for_them() -> None:
     def work(transport: LocalTransport) -> Tensor:
         model = Chain()
@@ -107,6 +108,7 @@ def test_a_worker_that_diverges_is_healed_but_for_them() -> None:
         assert transitions[0, 0] == -torch.inf and transitions.flatten()[1:].isfinite().all()
 
 
+@pytest.mark.fault("differ")
 def test_workers_that_have_not_the_same_are_told() -> None:
     def work(transport: LocalTransport) -> str:
         model = Chain(-torch.inf if transport.rank else 0.0)
@@ -161,6 +163,7 @@ def test_nan_in_a_parameter_that_is_never_used_is_no_divergence(options: dict[st
     assert all(emissions.isfinite().all() for emissions in found)
 
 
+@pytest.mark.fault("all diverged")
 def test_nan_where_there_is_a_gradient_is_a_divergence() -> None:
     def work(transport: LocalTransport) -> None:
         model = Chain()

@@ -77,6 +77,7 @@ def test_before_the_first_step_there_is_nothing_to_forget() -> None:
 
 
 @pytest.mark.parametrize("steps", [4, 6])
+@pytest.mark.fault("astray")
 def test_a_rank_that_alone_forgets_the_centre_is_an_error_on_all(steps: int) -> None:
     def work(transport: LocalTransport) -> str:
         run = Run(transport, 1.0)

@@ -94,6 +94,7 @@ def test_epochs_of_different_length_end_in_one_round_and_begin_alike() -> None:
         (("consensus", "round_now"), "rank 1 called round_now() when rank 0 entered consensus(): the ranks took"),
     ],
 )
+@pytest.mark.fault("astray")
 def test_ranks_at_different_places_get_one_error(calls: tuple[str, str], told: str) -> None:
     def work(learner: Learner) -> None:
         learner.step(3)
@@ -139,6 +140,7 @@ def test_after_a_checkpoint_the_first_thing_may_be_a_round() -> None:
 
 
 @pytest.mark.parametrize("first", ["step", "round_now"])
+@pytest.mark.fault("late")
 def test_one_who_arrives_takes_part_in_it_and_begins_the_cycle_with_the_others(first: str) -> None:
     def work(transport: LocalTransport) -> tuple[list[int], Any]:
         learner = Learner(transport, averaging="lgrawa")
@@ -155,6 +157,7 @@ def test_one_who_arrives_takes_part_in_it_and_begins_the_cycle_with_the_others(f
     assert alike(list(flat))
 
 
+@pytest.mark.fault("data")
 def test_those_who_have_left_are_not_waited_for() -> None:
     def work(transport: LocalTransport) -> Any:
         learner = Learner(transport)

@@ -92,6 +92,7 @@ def test_a_cycle_has_room_for_all_that_is_due_in_it(schedule: Schedule, overlap:
 
 
 @pytest.mark.parametrize("answer", [None, "3", 2.5])
+@pytest.mark.fault("raises")
 def test_a_period_that_fails_on_one_worker_is_told_to_all(answer: Any) -> None:
     def work(transport: LocalTransport) -> None:
         learner = Learner(transport, period=lambda _: answer if transport.rank == 1 else 3)
