@@ -25,7 +25,7 @@ class Network:
 
     Attributes:
         interfaces: name → IPv4 address, of those that have one.
-        route: the address from which other hosts would be reached; None without a route.
+        route: the address from which hosts outside its networks would be reached; None without a default route.
         named: the address that the host's own name stands for; None if for none.
     """
 
@@ -96,16 +96,16 @@ def chosen(variable: str, value: str, interfaces: list[str]) -> list[str]:
 def _unnamed(network: Network) -> Finding:
     about = "interfaces"
     outward = {name: address for name, address in network.interfaces.items() if not address.startswith("127.")}
-    if network.route is None or not outward:
-        return Finding(WARN, about, "there is no route to other hosts: this host can only train by itself.")
+    if not outward:
+        return Finding(WARN, about, "there is none to other hosts: this host can only train by itself.")
     variables = "HOROVOD_GLOO_IFACE and GLOO_SOCKET_IFNAME, or horovodrun --network-interfaces"
     if len(outward) > 1:
         shown = ", ".join(f"{name} ({address})" for name, address in outward.items())
-        text = f"{shown}; the route leads out from {network.route}. Name the one to use with {variables}."
-        return Finding(WARN, about, text)
-    (name,) = outward
+        route = "there is no default route" if network.route is None else f"the route leads out from {network.route}"
+        return Finding(WARN, about, f"{shown}; {route}. Name the one to use with {variables}.")
+    ((name, address),) = outward.items()
     if network.named is None or network.named.startswith("127."):
         found = network.named or "no address"
         text = f"this host's name stands for {found}, where torch's Gloo would listen and no other host can reach it."
         return Finding(WARN, about, f"{text} Name the interface, {name}, with {variables}.")
-    return Finding(PASS, about, f"{name}, address {network.route}")
+    return Finding(PASS, about, f"{name}, address {address}")

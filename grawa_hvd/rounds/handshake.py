@@ -133,8 +133,9 @@ def _check_reasons(rows: Rows, transport: Transport) -> None:
     if len(came) > 1:
         first, *others = [f"{transport.label(ranks)} {did}" for did, ranks in came.items()]
         raise RanksOutOfStepError(
-            f"{first} when {' and '.join(others)}: the ranks took different numbers of steps. Let ranks with fewer "
-            f"batches {transport.leave_early} first"
+            f"{first} when {' and '.join(others)}: the ranks took different numbers of steps, or not all of them call "
+            "consensus() or round_now() here. Every rank must make such a call, and ranks with fewer batches must "
+            f"{transport.leave_early} first"
         )
     equal, last = rows.came_for(Reason.CONSENSUS), rows.came_for(Reason.LAST_CONSENSUS)
     if equal and last:

@@ -76,7 +76,10 @@ class HorovodTransport(Transport):
     dtypes = frozenset({torch.float16, torch.float32, torch.float64})
     average, average_name = hvd.Average, "hvd.Average"
     leave_early = "call hvd.join()"
-    broadcast = "hvd.broadcast_parameters(model.state_dict(), root_rank=0)"
+    broadcast = (
+        "hvd.broadcast_parameters(model.state_dict(), root_rank=0), or call it before hvd.broadcast_optimizer_state(), "
+        "which steps the optimizer of ranks without a state"
+    )
     equivalents: ClassVar[Mapping[Any, Any]] = {
         hvd.Compression.none: Compression.none,
         hvd.Compression.fp16: Compression.fp16,

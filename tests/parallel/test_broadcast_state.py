@@ -186,3 +186,22 @@ def test_parameters_that_were_broadcast_raise_no_warning(rank: int, recwarn: pyt
     hvd.broadcast_optimizer_state(optimizer, root_rank=0)
     train(model, optimizer, range(1))
     assert not [warning for warning in recwarn if "initial parameters" in str(warning.message)]
+
+
+@pytest.mark.parametrize("parameters_last", [False, True])
+def test_parameters_that_the_phantom_step_decayed_after_their_broadcast_are_warned_of(
+    parameters_last: bool, recwarn: pytest.WarningsRecorder, rank: int
+) -> None:
+    """A Horovod script that resumes: rank 0 alone has a state, so the other ranks alone make that step."""
+    model = mlp()
+    optimizer = sgd(model, momentum=0.9, weight_decay=0.1)
+    if rank == 0:
+        train(model, optimizer, range(1))
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    if parameters_last:
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+    train(model, grawa_hvd.DistributedGrawaOptimizer(optimizer, model.named_parameters()), range(1))
+    found = [text for warning in recwarn if "initial parameters" in (text := str(warning.message))]
+    assert len(found) == (0 if parameters_last else 1)
+    assert all("or call it before hvd.broadcast_optimizer_state()" in text for text in found)

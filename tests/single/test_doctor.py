@@ -78,7 +78,8 @@ def test_the_interface_that_is_named(variables: dict[str, str], level: str, text
 @pytest.mark.parametrize(
     ("host", "text"),
     [
-        (Network(LOOPBACK, None, "127.0.0.1"), "no route to other hosts"),
+        (Network(LOOPBACK, None, "127.0.0.1"), "this host can only train by itself"),
+        (replace(HOST, route=None, interfaces={**HOST.interfaces, "ib0": "10.1.0.2"}), "there is no default route"),
         (replace(HOST, interfaces={**HOST.interfaces, "ib0": "10.1.0.2"}), "eth0 (10.0.0.2), ib0 (10.1.0.2)"),
         (replace(HOST, named="127.0.1.1"), "stands for 127.0.1.1"),
         (replace(HOST, named=None), "stands for no address"),
@@ -88,6 +89,11 @@ def test_an_interface_that_nobody_named_and_that_may_be_the_wrong_one(host: Netw
     (found,) = network.check(host, {})
     assert found.level == WARN
     assert text in found.text
+
+
+def test_one_interface_is_enough_in_a_network_that_leads_nowhere_else() -> None:
+    (found,) = network.check(replace(HOST, route=None), {})
+    assert (found.level, found.text) == (PASS, "eth0, address 10.0.0.2")
 
 
 @pytest.mark.parametrize(
