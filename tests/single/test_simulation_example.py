@@ -30,7 +30,7 @@ def test_256_workers_are_compared_in_a_table_and_a_picture(tmp_path: Path) -> No
     assert abs(float(rows[1][1]) - float(rows[0][1]) - float(rows[1][4])) <= 0.11  # three roundings to a tenth
     runs = json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert [(run["averaging"], run["seed"]) for run in runs] == [
-        (name, seed) for name in ("uniform", "lgrawa") for seed in (0, 1)
+        (name, seed) for seed in (0, 1) for name in ("uniform", "lgrawa")
     ]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
