@@ -29,6 +29,7 @@ from tqdm import tqdm
 import grawa_hvd
 from benchmarks import ranks
 from benchmarks.alone import average_alone
+from benchmarks.round_report import quartiles
 from grawa_hvd.rounds import member
 from grawa_hvd.rounds.moved import Moved
 from grawa_hvd.rounds.observe import Measurement
@@ -93,9 +94,8 @@ def measure(ways: list[Way], cycles: int) -> None:
 
 def over(way: Way, other: Way) -> dict[str, Any]:
     """Quartiles of a way's time over another's, pass by pass."""
-    ratios = [a / b for a, b in zip(way.seconds, other.seconds, strict=True)]
-    quartiles = zip(("lower_quartile", "median", "upper_quartile"), statistics.quantiles(ratios, n=4), strict=True)
-    return {"name": f"{way.name} / {other.name}", **dict(quartiles)}
+    ratios = torch.tensor(way.seconds) / torch.tensor(other.seconds)
+    return {"name": f"{way.name} / {other.name}", **quartiles(ratios)}
 
 
 def same(ways: list[Way]) -> bool:

@@ -10,11 +10,9 @@ import argparse
 import re
 import sys
 from functools import partial
-from statistics import mean, stdev
 from typing import Any
 
-from scipy.stats import t as student
-
+from benchmarks.accuracy import digits, simulated
 from benchmarks.reliability import TABLES as RELIABILITY
 from benchmarks.tables import ROOT, markdown, results
 from experiments.document import TABLES
@@ -154,61 +152,6 @@ def gains() -> str:
         speeds = [f"× {found[name]['images_over_horovod']['median']:.1f}" for found in cells.values()]
         rows.append([title, *speeds, f"{100 * first[name]['own_bytes_over_horovod']['median']:.0f}%"])
     return markdown([*(RATES[rate] for rate in cells), "bytes"], rows)
-
-
-def simulated() -> str:
-    """Accuracies of simulated workers, and what policies differ by from the first."""
-    columns: dict[str, list[str]] = {}
-    for name in ("simulation", "simulation_noisy"):
-        reached: dict[str, list[float]] = {}
-        for run in results(name)["runs"]:
-            reached.setdefault(run["averaging"], []).append(run["accuracies"][-1][1])
-        control = next(iter(reached.values()))
-        for policy, own in reached.items():
-            columns.setdefault(f"`{policy}`", []).extend([_percent(own), _paired(own, control)])
-    head = ["images dealt out evenly", "minus uniform", "random labels on 3 of 8 workers", "minus uniform"]
-    return markdown(head, [[name, *entries] for name, entries in columns.items()])
-
-
-def digits() -> str:
-    """The demo over its seeds, and what the ways differ by from the first."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for run in results("digits")["runs"]:
-        runs.setdefault(run["name"], []).append(run)
-    control = [run["accuracy"] for run in next(iter(runs.values()))]
-    rows = []
-    for name, own in runs.items():
-        accuracies, alone = ([run[key] for run in own] for key in ("accuracy", "own_accuracy"))
-        means = {key: mean(run[key] for run in own) for key in ("communications", "bytes", "communicating", "seconds")}
-        rows.append([
-            f"`{name}`", _percent(accuracies), _paired(accuracies, control), _percent(alone),
-            f"{means['communications']:.0f}", f"{means['bytes'] / 1e6:.2f}", f"{means['communicating']:.1f}",
-            f"{means['seconds']:.1f}",
-        ])  # fmt: skip
-    head = [
-        "test accuracy",
-        "difference",
-        "a worker's own model",
-        "communications",
-        "MB sent",
-        "s communicating",
-        "s in all",
-    ]
-    return markdown(head, rows)
-
-
-def _percent(values: list[float]) -> str:
-    """Mean ± standard deviation."""
-    return f"{100 * mean(values):.1f} ± {100 * stdev(values):.1f}%"
-
-
-def _paired(values: list[float], control: list[float]) -> str:
-    """What one differs by from the other, in points: mean ± half of its 95% interval, paired by seed."""
-    if values == control:
-        return ""
-    more = [100 * (a - b) for a, b in zip(values, control, strict=True)]
-    half = float(student.ppf(0.975, len(more) - 1)) * stdev(more) / len(more) ** 0.5
-    return f"{mean(more):+.1f} ± {half:.1f}".replace("-", "−")
 
 
 def cluster() -> str:

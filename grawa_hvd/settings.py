@@ -94,7 +94,7 @@ class Settings:
 
     def _warn_of_unused_scores(self) -> None:
         """They are an effort, and a policy that goes by no norms takes none."""
-        if Column.NORMS not in self.recipe.mix.needs and not isinstance(self.source, LocalScores):
+        if not (self._goes_by_norms or isinstance(self.source, LocalScores)):
             warnings.warn(
                 f"scores={type(self.source).__name__}(…) has no effect with averaging={type(self.averaging).__name__}, "
                 'which goes by no gradient norms; averaging="lgrawa" does',
@@ -165,12 +165,16 @@ class Settings:
     @property
     def observes_steps(self) -> bool:
         """Whether the policy goes by the gradient norms of local steps."""
-        return Column.NORMS in self.recipe.mix.needs and isinstance(self.source, LocalScores)
+        return self._goes_by_norms and isinstance(self.source, LocalScores)
 
     @property
     def fresh(self) -> FreshScores | None:
         """Where the policy's gradient norms come from if a round takes them; None if it has no such."""
-        return self.source if Column.NORMS in self.recipe.mix.needs and isinstance(self.source, FreshScores) else None
+        return self.source if self._goes_by_norms and isinstance(self.source, FreshScores) else None
+
+    @property
+    def _goes_by_norms(self) -> bool:
+        return Column.NORMS in self.recipe.mix.needs
 
     def copied(self, memo: dict[int, Any]) -> Settings:
         """The same of a model that `copy.deepcopy` is copying; what calls into the user's script stays that."""

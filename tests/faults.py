@@ -60,9 +60,8 @@ def write(item: pytest.Item, survived: bool | None) -> None:
         found.pop(name, None)
         if survived is not None:
             found[name] = [{**one, "survived": survived} for one in noted]
-        lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(found.items())]
         file.truncate(0)
-        file.write("{\n" + ",\n".join(lines) + "\n}\n")
+        json.dump(dict(sorted(found.items())), file)
 
 
 @pytest.fixture

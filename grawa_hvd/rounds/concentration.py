@@ -27,9 +27,9 @@ class Concentration:
     """
 
     def __init__(self, settings: Settings, transport: Transport) -> None:
-        self._mix, self._transport = settings.recipe.mix, transport
-        self._watches = not isinstance(settings.source, HeldOutScores)
-        self._running = 0
+        mix, held_out = settings.recipe.mix, isinstance(settings.source, HeldOutScores)
+        self._watched = mix if isinstance(mix, NormAveraging) and not held_out else None
+        self._transport, self._running = transport, 0
 
     def watch(self, weights: Tensor, workers: int) -> None:
         """Take in the weights of a round.
@@ -38,13 +38,13 @@ class Concentration:
             weights: β, [M, its layers].
             workers: how many of the M take part and have not diverged.
         """
-        if not self._watches or not isinstance(self._mix, NormAveraging):
+        if self._watched is None:
             return
         effective = float(weights.square().sum(dim=0).reciprocal().mean())
         self._running = self._running + 1 if workers > 2 and effective < workers / 2 else 0
         if self._running == ROUNDS:
-            self._warn(self._mix, effective, weights.mean(dim=1), workers)
-            self._watches = False
+            self._warn(self._watched, effective, weights.mean(dim=1), workers)
+            self._watched = None
 
     def _warn(self, mix: NormAveraging, effective: float, share: Tensor, workers: int) -> None:
         order = share.argsort(descending=True)
