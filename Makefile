@@ -9,9 +9,6 @@ CSRC = $(shell find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*
 NP ?= 2 4
 JOBS ?= 2
 TRANSPORT ?= horovod torch
-# In a launch of its own, for no other file makes so many process sets: two runs of a whole job ended as they were made.
-# CONTRIBUTING.md, "Process sets", says what is known of it.
-HOSTS = tests/parallel/test_hierarchy.py
 ARGS ?=
 CALL ?= 1
 EXPERIMENTS ?= when_weights_help vincent averaging_frequency topology scaling norm_vs_gap per_step convergence \
@@ -84,8 +81,7 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
 	timeout 1500 $(BIN)/python -m pytest tests/single -n $(JOBS) --dist loadfile $(ARGS) || failed=1; \
 	$(if $(filter horovod,$(TRANSPORT)), \
-	  timeout 2600 $$run --timeout 1200 --ignore=$(HOSTS) $(ARGS) || failed=1; \
-	  timeout 900 $$run --timeout 400 $(HOSTS) $(ARGS) || failed=1;) \
+	  timeout 2600 $$run --timeout 1200 $(ARGS) || failed=1;) \
 	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 

@@ -1,10 +1,10 @@
 """Train for minutes while workers are killed, and say what share of the time went into steps that count.
 
-An elastic horovodrun of 4 workers on this machine trains a small model; every 15 s one of them is ended by SIGKILL or
-SIGSEGV, in a local step or within a round, and started again. Then the same faults meet hvd.DistributedOptimizer with
-hvd.elastic.TorchState. The 15 s count from when all workers are there again, which takes Horovod some time. The loss
-must have kept falling, no worker may be set back by more than a commit, and nothing may be left: otherwise the exit
-code is 1.
+An elastic horovodrun of 4 workers on this machine, or of 12 on three hosts made of network namespaces, trains a small
+model. Every 15 s one worker is ended by SIGKILL or SIGSEGV, in a local step or within a round, and started again. Then
+the same faults meet hvd.DistributedOptimizer with hvd.elastic.TorchState. The 15 s count from when all workers are
+there again, which takes Horovod some time. The loss must have kept falling, no worker may be set back by more than a
+commit, and nothing may be left: otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks import ranks, soak_job, soak_plot, soak_report
+from benchmarks.cluster import cluster
 
 METHODS = {"grawa_hvd": "grawa", "hvd.DistributedOptimizer": "horovod"}
 SECONDS_TO_DIE = 3.0  # for a worker that is to die in its next collective
@@ -56,7 +58,8 @@ def soak(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     seconds = 60 * options.minutes
     folder = Path(tempfile.mkdtemp(prefix="grawa-soak-"))
-    with soak_job.started(plan, folder) as job, tqdm(
+    place = soak_job.CLUSTER if options.cluster else soak_job.ONE_MACHINE
+    with soak_job.started(place, plan, folder) as job, tqdm(
         total=seconds, desc=name, leave=False, file=sys.stdout, mininterval=2,
         bar_format="{desc} |{bar:30}| {n:.0f} of {total:.0f} s{postfix}",
     ) as bar:  # fmt: skip
@@ -67,7 +70,7 @@ def soak(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found = soak_report.figures(job.logs(), job.injected, plan)
         if options.keep is not None:
             (options.keep / f"{plan['method']}.log").write_text((folder / "output").read_text())
-    row = {"name": name, **plan, "exit_code": code, **left, **found}
+    row = {"name": name, **plan, "size": place.workers, "exit_code": code, **left, **found}
     return {**row, "complaints": soak_report.complaints(row, plan)}
 
 
@@ -82,6 +85,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=10.0, help="for each of the methods (default: %(default)s)")
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD",
         help=f"of {', '.join(METHODS)} (default: all, one after the other)")  # fmt: skip
+    add("--cluster", action="store_true",
+        help="12 workers, 4 on each of 3 hosts of scripts/cluster (root); a host goes with any of its 4")  # fmt: skip
     add("--every", type=float, default=15.0, help="seconds of work from fault to fault (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the faults (default: %(default)s)")
     add("--period", type=int, default=16, help="local steps from round to round (default: %(default)s)")
@@ -108,11 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda received, _: sys.exit(128 + received))
     described = ranks.environment()
     rows: list[dict[str, Any]] = []
-    results = {**described, **{name: getattr(options, name) for name in ("minutes", "every", "seed")}, "rows": rows}
-    for name in options.methods:
-        rows.append(soak(name, options))
-        if options.json is not None:  # what is there already must not depend on the job to come
-            options.json.write_text(json.dumps(results, indent=1) + "\n")
+    chosen = {name: getattr(options, name) for name in ("minutes", "every", "seed", "cluster")}
+    results = {**described, **chosen, "rows": rows}
+    with cluster(len(soak_job.CLUSTER.hosts)) if options.cluster else nullcontext():
+        for name in options.methods:
+            rows.append(soak(name, options))
+            if options.json is not None:  # what is there already must not depend on the job to come
+                options.json.write_text(json.dumps(results, indent=1) + "\n")
     print(soak_report.table(rows))
     if options.json is not None:
         print(f"All figures: {options.json}")

@@ -19,13 +19,41 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-# Names of this machine that horovodrun takes for hosts, a worker each: it gives up the host of a worker that dies.
-HOSTS = ("localhost", "127.0.0.1", "127.0.1", "127.1")
 COOLDOWN = ("1", "2")  # seconds after which a host that was given up is taken again
 ARMED = {signal.SIGKILL: signal.SIGUSR1, signal.SIGSEGV: signal.SIGUSR2}
 CACHE = "torchinductor_"  # torch's own, among temporary files
 PATIENCE = 180.0  # seconds for what takes ten on an idle machine
 Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job runs.
+
+    Attributes:
+        hosts: by name; horovodrun gives up the host of a worker that dies.
+        slots: workers on each.
+        before: the words that go before the launcher's own.
+        options: of the launcher.
+    """
+
+    hosts: tuple[str, ...]
+    slots: int
+    before: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def workers(self) -> int:
+        """All together."""
+        return len(self.hosts) * self.slots
+
+
+# Names of this machine that horovodrun takes for hosts.
+ONE_MACHINE = Place(("localhost", "127.0.0.1", "127.0.1", "127.1"), 1)
+CLUSTER = Place(
+    ("host1", "host2", "host3"), 4, (sys.executable, str(ROOT / "scripts" / "cluster"), "exec", "host1", "--"),
+    ("--gloo", "--network-interfaces", "eth0"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,18 +83,19 @@ def faults(seed: int, seconds: float, every: float) -> list[Fault]:
 
 
 class Job:
-    """An elastic horovodrun with a worker on each of HOSTS.
+    """An elastic horovodrun.
 
     Args:
+        place: where it runs.
         plan: what `benchmarks.soak_worker` reads, without its folder.
         folder: empty; all that the job writes is there.
     """
 
-    def __init__(self, plan: dict[str, Any], folder: Path) -> None:
-        self.folder, self.injected = folder, list[Event]()
+    def __init__(self, place: Place, plan: dict[str, Any], folder: Path) -> None:
+        self._place, self.folder, self.injected = place, folder, list[Event]()
         script, scratch = folder / "discover.sh", folder / "scratch"
         scratch.mkdir()
-        script.write_text("#!/bin/sh\n" + "".join(f"echo {host}:1\n" for host in HOSTS))
+        script.write_text("#!/bin/sh\n" + "".join(f"echo {host}:{place.slots}\n" for host in place.hosts))
         script.chmod(0o755)
         self._mark = folder.name
         environment = {
@@ -74,11 +103,12 @@ class Job:
             "GRAWA_SOAK_MARK": self._mark, "TMPDIR": str(scratch),
             "HOROVOD_GLOO_TIMEOUT_SECONDS": str(plan["gloo_timeout"]),
         }  # fmt: skip
-        size = str(len(HOSTS))
+        size = str(place.workers)
         with (folder / "output").open("w") as output:
             self._launcher = subprocess.Popen(
-                [Path(sys.executable).with_name("horovodrun"), "-np", size, "--min-np", "1", "--max-np", size,
-                 "--host-discovery-script", script, "--blacklist-cooldown-range", *COOLDOWN,
+                [*place.before, Path(sys.executable).with_name("horovodrun"), *place.options, "-np", size,
+                 "--min-np", "1", "--max-np", size, "--host-discovery-script", script,
+                 "--blacklist-cooldown-range", *COOLDOWN,
                  sys.executable, "-m", "benchmarks.soak_worker"],
                 cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
@@ -94,12 +124,9 @@ class Job:
         return found
 
     def is_whole(self) -> bool:
-        """Whether there is a worker on each host, and all have just made a step together."""
-        last = list(self.workers().values())
-        now = time.time()
-        return len(last) == len(HOSTS) and all(
-            one.get("size", len(HOSTS)) == len(HOSTS) and now - one["time"] < 2 for one in last
-        )
+        """Whether all workers are there, and have just made a step together."""
+        last, size, now = list(self.workers().values()), self._place.workers, time.time()
+        return len(last) == size and all(one.get("size", size) == size and now - one["time"] < 2 for one in last)
 
     def wait_until_whole(self) -> None:
         """Wait for the first steps.
@@ -190,9 +217,9 @@ def _events(file: Path) -> Iterator[Event]:
 
 
 @contextlib.contextmanager
-def started(plan: dict[str, Any], folder: Path) -> Iterator[Job]:
+def started(place: Place, plan: dict[str, Any], folder: Path) -> Iterator[Job]:
     """A job, of which nothing is left afterwards."""
-    job = Job(plan, folder)
+    job = Job(place, plan, folder)
     try:
         yield job
     finally:

@@ -25,7 +25,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     _shares(panels[2], rows)
     versions = results["versions"]
     figure.suptitle(
-        f"4 workers of an elastic horovodrun on one machine ({results['cpu']}, {results['processors']} processors); "
+        f"{rows[0]['size']} workers of an elastic horovodrun "
+        f"{'on three network namespaces of' if results['cluster'] else 'on'} one machine ({results['cpu']}, "
+        f"{results['processors']} processors); "
         f"one is killed {results['every']:g} s after all are there again; horovod {versions['horovod']} over Gloo, "
         f"torch {versions['torch']}",
         x=0.01, ha="left", fontsize=10,

@@ -58,7 +58,6 @@ def network(hidden: int, seed: int) -> torch.nn.Module:
 
 def made() -> tuple[Any, Any]:
     """The optimizer of the plan, and the elastic state that goes with it."""
-    plain = torch.optim.SGD(model.parameters(), lr=PLAN["lr"], momentum=0.9)
     if PLAN["method"] == "horovod":
         optimizer = hvd.DistributedOptimizer(plain, model.named_parameters())
         return optimizer, hvd.elastic.TorchState(model, optimizer, step=0)
@@ -127,11 +126,13 @@ def train(state: Any) -> None:
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 torch.set_num_threads(1)
-hvd.init()
 log = Log()
 teacher = network(TEACHER, seed=1)
 model = network(HIDDEN, seed=0)
 held_out = batch(HELD_OUT, 512)
+# torch's first optimizer imports much. The others wait for this worker from its hvd.init() on.
+plain = torch.optim.SGD(model.parameters(), lr=PLAN["lr"], momentum=0.9)
+hvd.init()
 optimizer, state = made()
 for one in SIGNALS:
     signal.signal(one, arm)

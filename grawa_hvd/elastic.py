@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import horovod.torch as hvd
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from grawa_hvd.checkpoint_tools import STATE_KEY
 from grawa_hvd.rounds.member_state import for_another_worker
+from grawa_hvd.transport.horovod_links import Link, hang_up, links_between_workers
 
 
 class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]
@@ -27,12 +28,21 @@ class TorchState(hvd.elastic.TorchState):  # type: ignore[misc]
     - Samplers are Horovod's matter. Other attributes become those of the first of the furthest workers.
     - What all have then is committed.
 
-    A worker that is told of a failure goes back to its last commit first. Workers that leave in an orderly way take
-    with them the steps that they have made since the last round.
+    A worker that is told of a failure goes back to its last commit first, and closes its connections to the others,
+    which learn of the failure in that way. Workers that leave in an orderly way take with them the steps that they have
+    made since the last round.
     """
+
+    _links: Iterable[Link] = ()
+
+    def restore(self) -> None:
+        """Go back to the last commit after a failure, and let the other workers learn of it."""
+        hang_up(self._links)
+        super().restore()
 
     def sync(self) -> None:
         """Let all workers go on together; a collective, which `hvd.elastic.run` calls."""
+        self._links = links_between_workers()
         ahead = self._ahead()
         for name, handler in self._handlers.items():
             if isinstance(handler, ModelStateHandler):

@@ -76,12 +76,16 @@ def test_a_worker_is_taken_away(fault: Note) -> None:
 
 @pytest.mark.parametrize("kind", ["kill", pytest.param("kill in the round", marks=pytest.mark.quick)])
 def test_a_worker_is_killed(kind: str, fault: Note) -> None:
-    """Its host is given up, and the two of the other go on from the mean of their last commits."""
+    """Its host is given up, and the two of the other go on from the mean of their commits, long before the limit."""
     fault(f"SIGKILL {'in a local step' if kind == 'kill' else 'within a round'}", "elastic horovodrun")
-    plan = Plan(TWO_HOSTS, [{"kind": kind, "step": 8, "rank": 0}])
+    plan = Plan(TWO_HOSTS, [{"kind": kind, "step": 8, "rank": 0}], gloo_timeout=100)
     outcome = run(plan)
     agreed(outcome, 2, plan)
     assert_all_start_from_the_mean(outcome, 8, before=4, after=2, survivors=2)
+    seen = [one for worker in outcome.workers for one in worker["seen"]]
+    last = max(one["time"] for one in seen if one["size"] == 4)
+    next_ = max(one["time"] for one in seen if (one["moment"], one["size"]) == ("start", 2))
+    assert next_ - last < plan.gloo_timeout / 2
 
 
 @pytest.mark.parametrize("then", ["CONT", "KILL"])

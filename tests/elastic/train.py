@@ -87,7 +87,8 @@ def look(moment: str) -> None:
         if center is not None:
             center = torch.cat([c.flatten() for c in center.values()])
         seen = {
-            "moment": moment, "step": state.step, "size": hvd.size(), "rank": hvd.rank(), "host": HOST,
+            "moment": moment, "time": time.time(), "host": HOST,
+            "step": state.step, "size": hvd.size(), "rank": hvd.rank(),
             "rounds": getattr(optimizer, "rounds", None),
             "center": None if center is None else center.tolist(),
             "parameters": torch.cat([p.flatten() for p in model.parameters()]).tolist(),

@@ -16,33 +16,65 @@ from simulation import Scheme
 EVEN, UNEVEN, CROSSED, ONE = (0, 0, 1, 1), (0, 1, 1, 1), (0, 1, 0, 1), (0, 0)
 
 
-@pytest.fixture
-def hosts(monkeypatch: pytest.MonkeyPatch, rank: int) -> Iterator[Callable[[tuple[int, ...]], None]]:
-    """Makes ranks believe, by the variable that the launcher sets, that they run on several hosts.
+@pytest.fixture(scope="module")
+def process_sets() -> Iterator[Callable[[tuple[int, ...]], None]]:
+    """Lets Horovod keep the process sets of some hosts alone; none after the last test of this file.
 
-    The process sets of hosts stay as long as Horovod runs, and other tests make sets of the same ranks.
+    Sets are made through the launcher, which is slow to answer on a loaded machine, and each slows every sum down. So
+    tests of the same hosts stand side by side and share them, as the optimizers of a job do.
     """
+
+    def keep(host_of: tuple[int, ...]) -> None:
+        if peers.TRANSPORT == "torch":
+            return
+        wanted = [[rank for rank, host in enumerate(host_of) if host == each] for each in set(host_of)]
+        for number, ranks in sorted(hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items()):
+            if number != hvd.global_process_set.process_set_id and ranks not in wanted:
+                made = hvd.ProcessSet(ranks)
+                made.process_set_id = number
+                hvd.remove_process_set(made)
+
+    yield keep
+    keep(())
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch, rank: int, process_sets: Any) -> Callable[[tuple[int, ...]], None]:
+    """Makes ranks believe, by the variable that the launcher sets, that they run on several hosts."""
     variable = "HOROVOD_HOSTNAME" if peers.TRANSPORT == "horovod" else "GROUP_RANK"
-    yield lambda host_of: monkeypatch.setenv(variable, str(host_of[rank]))
-    if peers.TRANSPORT == "torch":
-        return
-    for number, ranks in sorted(hvd.mpi_ops._basics._get_process_set_ids_and_ranks().items()):
-        if number != hvd.global_process_set.process_set_id:
-            made = hvd.ProcessSet(ranks)
-            made.process_set_id = number
-            hvd.remove_process_set(made)
+
+    def on(host_of: tuple[int, ...]) -> None:
+        process_sets(host_of)
+        monkeypatch.setenv(variable, str(host_of[rank]))
+
+    return on
+
+
+@pytest.mark.ranks(4)
+def test_hosts_tell_of_their_rounds_and_the_common_one_stays_the_last(hosts: Any, rank: int) -> None:
+    hosts(UNEVEN)
+    model, reports = mlp(), []
+    optimizer = wrap(model, period=4, local_period=2, on_round=reports.append)
+    train(model, optimizer, range(9))
+    told = from_all([(report.step, report.within_host, tuple(report.weights.shape)) for report in reports])
+    common = [(4, False, (4, 4)), (8, False, (4, 4))]
+    within = [(2, True, (3, 4)), *common[:1], (6, True, (3, 4)), *common[1:]]
+    assert told == [common, within, within, within]
+    assert optimizer.last_round is [report for report in reports if not report.within_host][-1]
+    assert from_all(optimizer.rounds) == [2] * 4
+    assert equal_on_all_ranks(optimizer.center.values())
 
 
 SCHEMES = {
-    "even": Scheme("lgrawa", period=5, local_period=2, host_of=EVEN, proximity=0.3, outer_momentum=0.7),
     "uneven": Scheme("grawa", period=6, local_period=2, host_of=UNEVEN, proximity=0.3, pull=0.3),
-    "crossed-fresh": Scheme("mgrawa", "fresh", local_period=1, host_of=CROSSED, proximity=0.3, pull=1.0),
     "uneven-overlap": Scheme("lgrawa", local_period=2, host_of=UNEVEN, overlap=3, proximity=0.3, outer_momentum=0.5),
-    "even-overlap-fresh": Scheme("grawa", "fresh", period=5, local_period=3, host_of=EVEN, overlap=2, proximity=0.3),
-    "even-fragments": Scheme("lgrawa", period=6, local_period=1, host_of=EVEN, fragment_of=(0, 1, 2, 2), proximity=0.3),
     "uniform-uneven-fragments": Scheme(
         "uniform", period=5, local_period=2, host_of=UNEVEN, fragment_of=(0, 1, 1, 1), outer_momentum=0.5
     ),
+    "crossed-fresh": Scheme("mgrawa", "fresh", local_period=1, host_of=CROSSED, proximity=0.3, pull=1.0),
+    "even": Scheme("lgrawa", period=5, local_period=2, host_of=EVEN, proximity=0.3, outer_momentum=0.7),
+    "even-overlap-fresh": Scheme("grawa", "fresh", period=5, local_period=3, host_of=EVEN, overlap=2, proximity=0.3),
+    "even-fragments": Scheme("lgrawa", period=6, local_period=1, host_of=EVEN, fragment_of=(0, 1, 2, 2), proximity=0.3),
 }
 
 
@@ -67,21 +99,6 @@ ON_ONE_HOST = {
 def test_one_host_alone_follows_the_formulas(scheme: Scheme, hosts: Any) -> None:
     hosts(scheme.host_of)
     assert not too_large(compare(scheme, steps=18))
-
-
-@pytest.mark.ranks(4)
-def test_hosts_tell_of_their_rounds_and_the_common_one_stays_the_last(hosts: Any, rank: int) -> None:
-    hosts(UNEVEN)
-    model, reports = mlp(), []
-    optimizer = wrap(model, period=4, local_period=2, on_round=reports.append)
-    train(model, optimizer, range(9))
-    told = from_all([(report.step, report.within_host, tuple(report.weights.shape)) for report in reports])
-    common = [(4, False, (4, 4)), (8, False, (4, 4))]
-    within = [(2, True, (3, 4)), *common[:1], (6, True, (3, 4)), *common[1:]]
-    assert told == [common, within, within, within]
-    assert optimizer.last_round is [report for report in reports if not report.within_host][-1]
-    assert from_all(optimizer.rounds) == [2] * 4
-    assert equal_on_all_ranks(optimizer.center.values())
 
 
 @pytest.mark.ranks(4)
@@ -150,7 +167,10 @@ def test_settings_that_differ_are_the_same_error_everywhere(option: dict[str, An
 
 
 @pytest.mark.horovod
-def test_hosts_without_process_sets_are_refused_at_once_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_without_process_sets_are_refused_at_once_on_every_rank(
+    monkeypatch: pytest.MonkeyPatch, process_sets: Any
+) -> None:
+    process_sets(())
     monkeypatch.setenv("HOROVOD_DYNAMIC_PROCESS_SETS", "0")
     alone = errors(lambda: wrap(mlp(), period=4, local_period=2))
     monkeypatch.setattr(hvd, "local_size", lambda: 1)  # as on several hosts
