@@ -59,10 +59,11 @@ bench-cluster: ## 12 ranks on 3 hosts beside Horovod's optimizer, at 3 rates; ne
 	timeout 3600 $(BIN)/python -m benchmarks.cluster \
 	  --json benchmarks/results/cluster.json --plot benchmarks/results/cluster.png $(ARGS)
 
-soak: ## an elastic job whose workers are killed, beside Horovod's optimizer, MINUTES=10 each; ARGS="--help" lists more
+soak: ## an elastic job whose workers are killed, beside Horovod's optimizer, MINUTES=10 each; ARGS=--cluster: 12 on 3 hosts
 	@$(SETUP) examples
+	out=benchmarks/results/$(or $(OUT),$(if $(findstring --cluster,$(ARGS)),soak_cluster,soak)); \
 	timeout 7200 $(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES)) \
-	  --json benchmarks/results/soak.json --plot benchmarks/results/soak.png $(ARGS)
+	  --json $$out.json --plot $$out.png $(ARGS)
 
 cost-model: ## fit the cost model to the results of bench-cluster and bench-round; writes docs/cost_model.md
 	@$(SETUP) examples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from benchmarks.tables import markdown, results
@@ -11,17 +12,20 @@ LAUNCHES = {
     "elastic `horovodrun`": "elastic horovodrun", "`horovodrun`": "horovodrun", "`torchrun`": "torchrun",
     "one process": "workers in one process",
 }  # fmt: skip
+SOAKS = ("soak", "soak_cluster")
 # Of the tests in them nothing happens to processes, hosts and links.
 WITHIN = ("tests/single", "tests/parallel")
 
 
 def faults() -> str:
     """What was done to workers in the soak and in the tests, under which launchers, and what went as promised."""
-    soak = next(row for row in results("soak")["rows"] if row["name"] == "grawa_hvd")
-    kept, tests = not soak["complaints"], results("faults").items()
+    rows = [row for name in SOAKS for row in results(name)["rows"] if row["name"] == "grawa_hvd"]
+    soaks = [(row["complaints"], row["faults"]) for row in rows]
+    tests = results("faults").items()
     outside = [
-        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun", "survived": kept}
-        for one in soak["faults"]
+        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun", "survived": not complaints}
+        for complaints, injected in soaks
+        for one in injected
     ]
     outside += [one for name, noted in tests if not name.startswith(WITHIN) for one in noted]
     within = [one for name, noted in tests if name.startswith(WITHIN) for one in noted]
@@ -38,9 +42,9 @@ def faults() -> str:
     return markdown([*LAUNCHES, "injected", "as promised"], [*rows, row("**all**", outside + within)])
 
 
-def goodput() -> str:
-    """What the soak comes to, beside Horovod's optimizer."""
-    rows = results("soak")["rows"]
+def goodput(name: str) -> str:
+    """What a soak comes to, beside Horovod's optimizer."""
+    rows = results(name)["rows"]
     lines = {
         "goodput: share of the time on steps that count": [f"{row['goodput']:.0%}" for row in rows],
         "on steps that were lost": [f"{row['lost']:.1%}" for row in rows],
@@ -68,4 +72,9 @@ def _times(summary: dict[str, float]) -> str:
     return f"{summary['median']:.0f}, {summary['longest']:.0f}"
 
 
-TABLES = {"GOODPUT": goodput, "FAULTS": faults, "HEALTH": health}
+TABLES = {
+    "GOODPUT": partial(goodput, "soak"),
+    "GOODPUT_12": partial(goodput, "soak_cluster"),
+    "FAULTS": faults,
+    "HEALTH": health,
+}

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import horovod.torch as hvd
-import psutil
+import psutil  # as Horovod itself does
 
 Link = tuple[int, Any, Any]  # the file descriptor, the address here, the address there
 
@@ -39,7 +39,11 @@ def hang_up(links: Iterable[Link]) -> None:
 
 
 def _connections() -> set[Link]:
+    """Of this process; none where the system does not tell."""
     process = psutil.Process()
-    # psutil 6 has renamed it.
-    found = getattr(process, "net_connections", None) or process.connections
-    return {(one.fd, tuple(one.laddr), tuple(one.raddr)) for one in found("tcp") if one.fd >= 0 and one.raddr}
+    ask = getattr(process, "net_connections", None) or process.connections  # psutil 6 has renamed it
+    try:
+        found = ask("tcp")
+    except (psutil.Error, OSError):
+        return set()
+    return {(one.fd, tuple(one.laddr), tuple(one.raddr)) for one in found if one.fd >= 0 and one.raddr}

@@ -1,4 +1,4 @@
-"""`torchrun --nnodes 1:2`: a node joins and is lost again, and each time the run goes on from the last checkpoint."""
+"""`torchrun --nnodes 1:3`: nodes join and are lost again, and each time the run goes on from the last checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import psutil
 import pytest
 from faults import Note
 
-SECONDS = 90  # for each of the three worlds to come about; some ten on an idle machine
+SECONDS = 90  # for each world to come about; some ten on an idle machine
 
 
 class Nodes:
@@ -34,7 +35,7 @@ class Nodes:
         environment = {**os.environ, processes.MARK: self.mark, "OMP_NUM_THREADS": "1"}
         with (self._folder / "output").open("a") as output:
             self.agents.append(subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1",
+                [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:3", "--nproc-per-node", "1",
                  "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{self._port}", "--rdzv-id", self.mark,
                  "--rdzv-conf", "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5",
                  "--local-addr", "127.0.0.1", "--max-restarts", "3", "--monitor-interval", "0.2",
@@ -79,28 +80,39 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 @pytest.mark.quick
-def test_a_node_joins_and_is_lost(nodes: Nodes, tmp_path: Path, fault: Note) -> None:
-    fault("a node is added", "torchrun --nnodes 1:2")
-    fault("a node and its agent are killed", "torchrun --nnodes 1:2")
+def test_nodes_join_and_are_lost(nodes: Nodes, tmp_path: Path, fault: Note) -> None:
+    for _ in range(2):
+        fault("a node is added", "torchrun --nnodes 1:3")
+        fault("a node and its agent are killed", "torchrun --nnodes 1:3")
+
+    def checkpointed_again() -> bool:
+        return (tmp_path / "run.pt").stat().st_mtime_ns > saved
+
     nodes.add()
     nodes.wait_until((tmp_path / "run.pt").exists)
-    nodes.add()
-    nodes.wait_until(lambda: len(nodes.seen(moment="start", world=2)) == 2)
-    both = nodes.seen(moment="start", world=2)
+    for world in (2, 3):
+        nodes.add()
+        nodes.wait_until(lambda world=world: len(nodes.seen(moment="start", world=world)) == world)
+        saved = (tmp_path / "run.pt").stat().st_mtime_ns
+        nodes.wait_until(checkpointed_again)
+    nodes.lose()
+    nodes.wait_until(lambda: len(nodes.seen(moment="start", world=2)) == 4)
     saved = (tmp_path / "run.pt").stat().st_mtime_ns
-    nodes.wait_until(lambda: (tmp_path / "run.pt").stat().st_mtime_ns > saved)
+    nodes.wait_until(checkpointed_again)
     (tmp_path / "last").touch()
     nodes.lose()
     assert nodes.agents[0].wait(SECONDS) == 0, (tmp_path / "output").read_text()[-4000:]
 
-    assert nodes.seen(moment="start")[0]["step"] == 0
-    assert both[0]["step"] == both[1]["step"] >= 5
-    assert both[0]["weight"] == both[1]["weight"]
+    starts = nodes.seen(moment="start")
+    worlds = [[*group] for _, group in groupby(starts, key=lambda one: (one["world"], one["step"]))]
+    assert [len(world) for world in worlds] == [1, 2, 3, 2, 1]
+    assert all(one["weight"] == world[0]["weight"] for world in worlds for one in world)
+    steps = [world[0]["step"] for world in worlds]
+    assert steps[0] == 0 < steps[1] < steps[2] < steps[3] < steps[4]
+    assert all(step % 5 == 0 for step in steps)  # what is taken up is a checkpoint
     (end,) = nodes.seen(moment="end")
-    last = nodes.seen(moment="start")[-1]
-    assert (last["world"], end["step"]) == (1, last["step"] + 20)
-    assert last["step"] > both[0]["step"]
-    assert last["step"] % 5 == both[0]["step"] % 5 == 0
-    # Alone, a worker has no rounds; together they have one each 4 steps, and what is taken up is a multiple of 5.
-    assert last["rounds"] > both[0]["rounds"] == 0
+    assert end["step"] == steps[4] + 20
+    # Alone, a worker has no rounds; together they have one each 4 steps.
+    rounds = [world[0]["rounds"] for world in worlds]
+    assert rounds[0] == rounds[1] == 0 < rounds[2] < rounds[3] < rounds[4]
     assert processes.left(nodes.mark, seconds=10) == []
