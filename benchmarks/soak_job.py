@@ -19,7 +19,6 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-COOLDOWN = ("1", "2")  # seconds after which a host that was given up is taken again
 ARMED = {signal.SIGKILL: signal.SIGUSR1, signal.SIGSEGV: signal.SIGUSR2}
 CACHE = "torchinductor_"  # torch's own, among temporary files
 PATIENCE = 180.0  # seconds for what takes ten on an idle machine
@@ -33,12 +32,15 @@ class Place:
     Attributes:
         hosts: by name; horovodrun gives up the host of a worker that dies.
         slots: workers on each.
+        cooldown: at least and at most so many seconds after it was given up a host is taken again. It has to be longer
+            than the others take to restart: Horovod tells nobody of a host that comes back meanwhile.
         before: the words that go before the launcher's own.
         options: of the launcher.
     """
 
     hosts: tuple[str, ...]
     slots: int
+    cooldown: tuple[str, str]
     before: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
@@ -49,9 +51,10 @@ class Place:
 
 
 # Names of this machine that horovodrun takes for hosts.
-ONE_MACHINE = Place(("localhost", "127.0.0.1", "127.0.1", "127.1"), 1)
+ONE_MACHINE = Place(("localhost", "127.0.0.1", "127.0.1", "127.1"), 1, ("1", "2"))
 CLUSTER = Place(
-    ("host1", "host2", "host3"), 4, (sys.executable, str(ROOT / "scripts" / "cluster"), "exec", "host1", "--"),
+    ("host1", "host2", "host3"), 4, ("12", "15"),
+    (sys.executable, str(ROOT / "scripts" / "cluster"), "exec", "host1", "--"),
     ("--gloo", "--network-interfaces", "eth0"),
 )  # fmt: skip
 
@@ -108,7 +111,7 @@ class Job:
             self._launcher = subprocess.Popen(
                 [*place.before, Path(sys.executable).with_name("horovodrun"), *place.options, "-np", size,
                  "--min-np", "1", "--max-np", size, "--host-discovery-script", script,
-                 "--blacklist-cooldown-range", *COOLDOWN,
+                 "--blacklist-cooldown-range", *place.cooldown,
                  sys.executable, "-m", "benchmarks.soak_worker"],
                 cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
