@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 import horovod.torch as hvd
-import psutil  # as Horovod itself does
+import psutil
 
 Link = tuple[int, Any, Any]  # the file descriptor, the address here, the address there
 

@@ -78,7 +78,7 @@ def test_what_is_required_is_what_is_imported(metadata: Message) -> None:
     required = {re.split(r"[^\w-]", entry)[0]: entry for entry in metadata.get_all("Requires-Dist", [])}
     always = {name for name, entry in required.items() if "extra ==" not in entry}
     assert always == {"torch"}
-    optional = {"horovod", "matplotlib", "networkx", "numpy", "tqdm"}
+    optional = {"horovod", "matplotlib", "networkx", "numpy", "psutil", "tqdm"}
     assert all("extra ==" in required[name] for name in (*optional, "curvlinops-for-pytorch"))
     imported = set()
     for file in (ROOT / "grawa_hvd").rglob("*.py"):
