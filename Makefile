@@ -82,7 +82,7 @@ test: ## all tests, on 1, 2 and 4 processes; TORCH=2.12.0 or TORCH=newest: with 
 	failed=0; run="$(BIN)/python tests/parallel/run.py -np $(NP)"; \
 	timeout 1500 $(BIN)/python -m pytest tests/single -n $(JOBS) --dist loadfile $(ARGS) || failed=1; \
 	$(if $(filter horovod,$(TRANSPORT)), \
-	  timeout 2600 $$run --timeout 1200 $(ARGS) || failed=1;) \
+	  timeout 3300 $$run --timeout 1600 $(ARGS) || failed=1;) \
 	$(if $(filter torch,$(TRANSPORT)), timeout 1900 $$run --timeout 900 --transport torch $(ARGS) || failed=1;) \
 	exit $$failed
 
