@@ -19,14 +19,14 @@ WITHIN = ("tests/single", "tests/parallel")
 
 def faults() -> str:
     """What was done to workers in the soak and in the tests, under which launchers, and what went as promised."""
-    rows = [row for name in SOAKS for row in results(name)["rows"] if row["name"] == "grawa_hvd"]
-    soaks = [(row["complaints"], row["faults"]) for row in rows]
+    soaks = [one for name in SOAKS for one in results(name)["rows"] if one["name"] == "grawa_hvd"]
     tests = results("faults").items()
     outside = [
-        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun", "survived": not complaints}
-        for complaints, injected in soaks
-        for one in injected
-    ]
+        {"kind": f"{one['signal']} {PLACES[one['place']]}", "under": "elastic horovodrun",
+         "survived": not soak["complaints"]}
+        for soak in soaks
+        for one in soak["faults"]
+    ]  # fmt: skip
     outside += [one for name, noted in tests if not name.startswith(WITHIN) for one in noted]
     within = [one for name, noted in tests if name.startswith(WITHIN) for one in noted]
 
